@@ -1,0 +1,7 @@
+"""Models that call :mod:`variate.functional` in place of stock operations."""
+
+from __future__ import annotations
+
+from .vae import VAE
+
+__all__ = ["VAE"]
