@@ -66,7 +66,7 @@ def save(path: str | os.PathLike[str], tensors: Mapping[str, Tensor], metadata: 
             raise TypeError(f"tensors[{name!r}]: expected a tensor, got {type(tensor).__name__}")
     text = json.dumps(dict(metadata))
     plain = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
-    data = require("safetensors.torch").save(plain, metadata={"format": _FORMAT, "metadata": text})
+    data = require("safetensors.torch").save(plain, metadata={_FORMAT: text})
     write_whole(path, data)
 
 
@@ -88,9 +88,9 @@ def load(path: str | os.PathLike[str]) -> Checkpoint:
     except safetensors.SafetensorError as error:
         cause = "is truncated or damaged" if looks_right else "is not a safetensors file"
         raise CheckpointError(f"{path} {cause} ({error})") from None
-    if header.get("format") != _FORMAT:
+    if _FORMAT not in header:
         raise CheckpointError(f"{path} is a safetensors file, but not a checkpoint written by variate")
-    return Checkpoint(tensors, json.loads(header["metadata"]))
+    return Checkpoint(tensors, json.loads(header[_FORMAT]))
 
 
 def pack(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
@@ -102,7 +102,9 @@ def pack(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor
     for name, parameter in model.named_parameters():
         for entry, value in optimizer.state.get(parameter, {}).items():
             if not isinstance(value, Tensor):
-                raise TypeError(f"optimizer: expected tensors as state, got {type(value).__name__} for {entry!r}")
+                raise TypeError(
+                    f"optimizer: expected tensors as state, got {type(value).__name__} for {entry!r}"
+                )
             tensors[f"optimizer.{entry}.{name}"] = value
     return tensors
 
@@ -118,7 +120,9 @@ def unpack(
     Raises:
         CheckpointError: names or shapes are those of another model; ``source`` is what the message calls it.
     """
-    state = {name.removeprefix("model."): tensor for name, tensor in tensors.items() if name.startswith("model.")}
+    state = {
+        name.removeprefix("model."): tensor for name, tensor in tensors.items() if name.startswith("model.")
+    }
     own = model.state_dict()
     problems = [f"{name} is missing" for name in own if name not in state]
     problems += [f"{name} is not in this model" for name in state if name not in own]

@@ -43,6 +43,9 @@ def mnist(split: str = "train") -> Digits:
     if split not in _SPLITS:
         raise ValueError(f"split: expected one of {', '.join(map(repr, _SPLITS))}, got {split!r}")
     rows = _SPLITS[split]
-    with files(__name__).joinpath("mnist10k.npz").open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+    with (
+        files(__name__).joinpath("mnist10k.npz").open("rb") as file,
+        np.load(file, allow_pickle=False) as arrays,
+    ):
         images, labels = arrays["images"][rows], arrays["labels"][rows]
     return Digits(torch.tensor(images, device="cpu"), torch.tensor(labels, dtype=torch.int64, device="cpu"))

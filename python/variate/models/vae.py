@@ -67,7 +67,9 @@ class VAE(nn.Module):
         """The classic: one hidden ReLU layer on each side, data_dim - hidden - latent. Takes x as [B, data_dim] or as images."""
         for name, value in (("data_dim", data_dim), ("hidden", hidden), ("latent", latent)):
             _check_count(name, value, least=1)
-        encoder = nn.Sequential(nn.Flatten(), nn.Linear(data_dim, hidden), nn.ReLU(), nn.Linear(hidden, 2 * latent))
+        encoder = nn.Sequential(
+            nn.Flatten(), nn.Linear(data_dim, hidden), nn.ReLU(), nn.Linear(hidden, 2 * latent)
+        )
         decoder = nn.Sequential(nn.Linear(latent, hidden), nn.ReLU(), nn.Linear(hidden, data_dim))
         return cls(encoder, decoder, latent_shape=latent, **options)
 
@@ -90,22 +92,39 @@ class VAE(nn.Module):
         _assign("free_bits", self._free_bits, value)
 
     def forward(
-        self, x: Tensor, *, key: Tensor | None = None, generator: torch.Generator | None = None, first_sample: int = 0
+        self,
+        x: Tensor,
+        *,
+        key: Tensor | None = None,
+        generator: torch.Generator | None = None,
+        first_sample: int = 0,
     ) -> Tensor:
         """The loss, a scalar: mean over the batch of nll + beta kl, with free bits."""
         if isinstance(x, Tensor) and x.dim() and x.shape[0] == 0:
-            raise ValueError("x: the loss is a mean over the batch, and this batch is empty; skip it, or use elbo(x)")
+            raise ValueError(
+                "x: the loss is a mean over the batch, and this batch is empty; skip it, or use elbo(x)"
+            )
         nll, kl = self._terms(x, self.free_bits, key, generator, first_sample)
         return (nll + self.beta * kl).mean()
 
     def loss(
-        self, x: Tensor, *, key: Tensor | None = None, generator: torch.Generator | None = None, first_sample: int = 0
+        self,
+        x: Tensor,
+        *,
+        key: Tensor | None = None,
+        generator: torch.Generator | None = None,
+        first_sample: int = 0,
     ) -> Tensor:
         """The same call as ``model(x)``. Under DistributedDataParallel call the wrapper itself: only that averages gradients."""
         return self(x, key=key, generator=generator, first_sample=first_sample)
 
     def elbo(
-        self, x: Tensor, *, key: Tensor | None = None, generator: torch.Generator | None = None, first_sample: int = 0
+        self,
+        x: Tensor,
+        *,
+        key: Tensor | None = None,
+        generator: torch.Generator | None = None,
+        first_sample: int = 0,
     ) -> Tensor:
         """log p(x | z) - KL(q(z | x) || p(z)), [B], in nats: the bound itself, whatever beta and free bits are."""
         nll, kl = self._terms(x, 0.0, key, generator, first_sample)
@@ -119,7 +138,12 @@ class VAE(nn.Module):
         return torch.sigmoid(logits).reshape(x.shape)
 
     def sample(
-        self, n: int, *, key: Tensor | None = None, generator: torch.Generator | None = None, first_sample: int = 0
+        self,
+        n: int,
+        *,
+        key: Tensor | None = None,
+        generator: torch.Generator | None = None,
+        first_sample: int = 0,
     ) -> Tensor:
         """sigmoid(decoder(z)), z ~ N(0, I): n Bernoulli means, shaped as the decoder's output.
 
@@ -128,9 +152,17 @@ class VAE(nn.Module):
         _check_count("n", n, least=0)
         shape = self.latent_shape if self.latent_shape is not None else self._seen_shape
         if shape is None:
-            raise ValueError("latent_shape: not known yet; pass VAE(..., latent_shape=...), or run the model on data once")
+            raise ValueError(
+                "latent_shape: not known yet; pass VAE(..., latent_shape=...), or run the model on data once"
+            )
         z = random.normal(
-            n, *shape, key=key, generator=generator, dtype=self.beta.dtype, device=self.beta.device, first_sample=first_sample
+            n,
+            *shape,
+            key=key,
+            generator=generator,
+            dtype=self.beta.dtype,
+            device=self.beta.device,
+            first_sample=first_sample,
         )
         return torch.sigmoid(self.decoder(z))
 
@@ -139,9 +171,13 @@ class VAE(nn.Module):
         if not isinstance(x, Tensor):
             raise TypeError(f"x: expected a tensor, got {type(x).__name__}")
         if not (x.is_floating_point() or x.dtype in (torch.uint8, torch.bool)):
-            raise TypeError(f"x: expected a float tensor in [0, 1], or uint8 or bool holding 0 and 1, got {x.dtype}")
+            raise TypeError(
+                f"x: expected a float tensor in [0, 1], or uint8 or bool holding 0 and 1, got {x.dtype}"
+            )
         if x.dim() < 2:
-            raise ValueError(f"x: expected a batch, [B, ...] with two or more dimensions, got shape {tuple(x.shape)}")
+            raise ValueError(
+                f"x: expected a batch, [B, ...] with two or more dimensions, got shape {tuple(x.shape)}"
+            )
         # The settings follow the module's dtype and device, so they know what its layers take.
         out = self.encoder(x if x.is_floating_point() else x.to(self.beta.dtype))
         if isinstance(out, Tensor):
@@ -165,7 +201,12 @@ class VAE(nn.Module):
         return mean, log_var
 
     def _terms(
-        self, x: Tensor, free_bits: float | Tensor, key: Tensor | None, generator: torch.Generator | None, first_sample: int
+        self,
+        x: Tensor,
+        free_bits: float | Tensor,
+        key: Tensor | None,
+        generator: torch.Generator | None,
+        first_sample: int,
     ) -> tuple[Tensor, Tensor]:
         mean, log_var = self.encode(x)
         z, kl = functional.normal_rsample_kl(
@@ -188,7 +229,9 @@ def _assign(name: str, setting: Tensor, value: float | Tensor) -> None:
     """Write a float or 0-d tensor into a setting, in place."""
     if isinstance(value, Tensor):
         if value.dim() or value.is_complex():
-            raise ValueError(f"{name}: expected a float or a real 0-d tensor, got {value.dtype} {tuple(value.shape)}")
+            raise ValueError(
+                f"{name}: expected a float or a real 0-d tensor, got {value.dtype} {tuple(value.shape)}"
+            )
         setting.copy_(value.detach())  # not checked further: that would wait for the device
     elif isinstance(value, (int, float)) and not isinstance(value, bool):
         if not (math.isfinite(value) and value >= 0):

@@ -1,0 +1,253 @@
+"""``python -m variate demo``: one autoencoder, trained with stock PyTorch and with the fused ops, side by side."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import statistics
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from .. import random, reference
+from .._optional import require
+from ..checkpoint import write_whole
+from ..models import VAE
+from . import images, report
+from ._arguments import CommandError, positive_int, seed
+from .digits import BINARISATION, Digits, evaluate
+from .info import versions
+from .memory import measure
+from .stock import StockVAE
+
+__all__ = ["BATCH", "Side", "add_command", "agreement", "sides_of"]
+
+BATCH = 128
+_LOSS_TOLERANCE = 1e-5  # relative, over the first 50 losses with equal noise
+_ELBO_TOLERANCE = 5e-3  # relative, of the final test ELBOs with each side's own noise
+_TIME = (
+    "ms per step: the median over blocks of one epoch, which alternate between the two; a step is forward, backward and "
+    "Adam, with batches prepared before, and each side draws its own noise. Ratio: stock time over ours, the median and "
+    "the quartiles of the paired blocks."
+)
+_MEMORY = (
+    "Peak MiB: the largest resident set of a fresh process that trains one epoch, Python and torch included; "
+    "in brackets what the training itself added."
+)
+_NAMES = {"stock": "stock PyTorch", "fused": "variate"}
+
+
+@dataclass
+class Side:
+    """One of the two trainings, and what it has measured."""
+
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    losses: list[float] = field(default_factory=list)  # one per epoch: the mean over its steps
+    validation: list[float] = field(default_factory=list)  # one per epoch: the ELBO
+    seconds: list[float] = field(default_factory=list)  # one per block: per step
+
+    def step(self, x: Tensor, **noise) -> Tensor:
+        self.optimizer.zero_grad()
+        loss = self.model(x, **noise)
+        loss.backward()
+        self.optimizer.step()
+        return loss.detach()
+
+    def block(self, batches: Sequence[Tensor]) -> None:
+        """Train on the batches, timed."""
+        start = time.perf_counter()
+        losses = [self.step(x) for x in batches]
+        self.seconds.append((time.perf_counter() - start) / len(batches))
+        self.losses.append(torch.stack(losses).mean().item())
+
+    def judged(self) -> VAE:
+        """The model as the one evaluator takes it: both sides are judged by the same code, images and noise."""
+        return VAE(self.model.encoder, self.model.decoder, latent_shape=20)
+
+
+def add_command(commands) -> None:
+    command = commands.add_parser(
+        "demo",
+        help="train on real digits with stock PyTorch and with the fused ops, side by side",
+        description="Train a variational autoencoder, 784-400-20, on the shipped MNIST digits twice: stock PyTorch, and the "
+        "fused ops. Prints a table, writes report.html, and fails if the two do not agree.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    command.add_argument(
+        "--out", type=Path, default=Path("runs/demo"), metavar="DIR", help="where report.html goes"
+    )
+    command.add_argument(
+        "--epochs", type=positive_int, default=60, help="epochs of each training; 62 steps each"
+    )
+    command.add_argument("--seed", type=seed, default=0, help="of parameters, order, binarisation and noise")
+    command.add_argument(
+        "--threads", type=positive_int, default=None, help="CPU threads; torch's choice if left out"
+    )
+    command.set_defaults(command=_run)
+
+
+def agreement(seed: int, steps: int = 50) -> float:
+    """The largest relative difference of the first losses when the stock training gets the fused run's noise.
+
+    The stock side takes its noise from the plain-PyTorch reference, whose generator is its own, not our kernel.
+    """
+    sides, digits = sides_of(seed), Digits(seed)
+    worst = 0.0
+    for step, x in zip(range(steps), digits.epoch(0, BATCH), strict=False):
+        key, zero = digits.step_key(step), torch.zeros(len(x), 20)
+        eps = reference.reparam.normal_rsample(zero, zero, key=key)
+        stock, fused = sides["stock"].step(x, eps=eps).item(), sides["fused"].step(x, key=key).item()
+        difference = abs(stock - fused) / abs(stock)
+        worst = max(worst, math.inf if math.isnan(difference) else difference)
+    return worst
+
+
+def _run(args: argparse.Namespace) -> int:
+    if args.threads is not None:
+        torch.set_num_threads(args.threads)
+    console = require("rich.console").Console(highlight=False, soft_wrap=True)
+    require("matplotlib.figure")  # rather now than after the training
+    args.out.mkdir(parents=True, exist_ok=True)
+    console.print(
+        f"VAE 784-400-20, batch {BATCH}, fused Adam, {args.epochs} epochs, {torch.get_num_threads()} threads"
+    )
+    console.print(f"binarisation: {BINARISATION}")
+
+    digits, sides = Digits(args.seed), sides_of(args.seed)
+    worst = agreement(args.seed)
+    _train(sides, digits, args.epochs, console)
+    test = digits.fixed("test")
+    elbos = {name: evaluate(side.judged(), test, draws=16) for name, side in sides.items()}
+    gap = abs(elbos["fused"] - elbos["stock"]) / abs(elbos["stock"])
+    checks = [
+        _check("equal noise, equal losses: the first 50 differ by", worst, _LOSS_TOLERANCE),
+        _check("own noise, equal models: the final test ELBOs differ by", gap, _ELBO_TOLERANCE),
+    ]
+    header, rows = _results(sides, elbos)
+    notes = [
+        _TIME,
+        _MEMORY,
+        f"Test ELBO: 16 draws of z per digit, one evaluator for both. Binarisation: {BINARISATION}.",
+    ]
+    lead = (
+        f"784-400-20 with a Bernoulli likelihood, on {len(digits)} MNIST digits: batch {BATCH}, Adam, {args.epochs} epochs, "
+        f"{torch.get_num_threads()} CPU threads, seed {args.seed}."
+    )
+    parts = [
+        report.table(header, rows),
+        report.verdicts(checks),
+        report.paragraphs(notes),
+        *_figures(sides, test),
+    ]
+    parts += [report.heading("Versions"), report.table([], list(versions().items()))]
+    page = report.page("A variational autoencoder, stock PyTorch and variate", lead, parts)
+    write_whole(args.out / "report.html", page.encode())
+
+    table = require("rich.table").Table(*header)
+    for row in rows:
+        table.add_row(*row)
+    console.print(table)
+    for name, text, passed in checks:
+        console.print(f"{'[green]ok[/]  ' if passed else '[red]FAIL[/]'} {name}: {text}")
+    console.print(f"report: {args.out / 'report.html'}")
+    if not all(passed for _, _, passed in checks):
+        failed = "; ".join(f"{name}: {text}" for name, text, passed in checks if not passed)
+        raise CommandError(f"stock and fused disagree. {failed}")
+    return 0
+
+
+def sides_of(seed: int) -> dict[str, Side]:
+    """Both trainings, from equal parameters."""
+    torch.manual_seed(seed)
+    stock, fused = StockVAE(), VAE.mlp()
+    fused.load_state_dict(stock.state_dict())
+    return {name: _side(model) for name, model in (("stock", stock), ("fused", fused))}
+
+
+def _side(model: nn.Module) -> Side:
+    return Side(model, torch.optim.Adam(model.parameters(), lr=1e-3, fused=True))
+
+
+def _train(sides: dict[str, Side], digits: Digits, epochs: int, console) -> None:
+    progress_bar = require("rich.progress")
+    validation = digits.fixed("validation")
+    with progress_bar.Progress(
+        "training both",
+        progress_bar.BarColumn(),
+        progress_bar.MofNCompleteColumn(),
+        progress_bar.TextColumn("{task.description}"),
+        progress_bar.TimeRemainingColumn(),
+        console=console,
+        transient=True,
+        auto_refresh=False,  # its thread would run inside the timed blocks
+        disable=not console.is_terminal,
+    ) as progress:
+        task = progress.add_task("", total=epochs)
+        for epoch in range(epochs):
+            batches = digits.epoch(epoch, BATCH)[:-1]  # full batches only
+            # Take turns at going first, so that neither always finds the other's caches.
+            for name in sorted(sides, reverse=epoch % 2 == 1):
+                sides[name].block(batches)
+            for side in sides.values():
+                side.validation.append(evaluate(side.judged(), validation))
+            losses = ", ".join(f"{_NAMES[name]} {side.losses[-1]:.1f}" for name, side in sides.items())
+            progress.update(task, advance=1, description=f"loss: {losses}", refresh=True)
+
+
+def _results(sides: dict[str, Side], elbos: dict[str, float]) -> tuple[list[str], list[list[str]]]:
+    pairs = zip(sides["stock"].seconds, sides["fused"].seconds, strict=True)
+    ratios = sorted(stock / fused for stock, fused in pairs)
+    low, middle, high = statistics.quantiles(
+        ratios * 2 if len(ratios) == 1 else ratios, n=4, method="inclusive"
+    )
+    rows = []
+    for name, side in sides.items():
+        peak, growth = measure(name, torch.get_num_threads())
+        rows.append(
+            [
+                _NAMES[name],
+                f"{statistics.median(side.seconds) * 1e3:.2f}",
+                "1" if name == "stock" else f"{middle:.2f} ({low:.2f}-{high:.2f})",
+                f"{peak:.0f} (+{growth:.0f})",
+                f"{elbos[name]:.2f}",
+            ]
+        )
+    return ["", "ms per step", "ratio", "peak MiB", "test ELBO"], rows
+
+
+def _check(name: str, value: float, limit: float) -> tuple[str, str, bool]:
+    return name, f"{value:.1e} relative (allowed: {limit:.0e})", value <= limit
+
+
+@torch.no_grad()
+def _figures(sides: dict[str, Side], test: Tensor) -> list[str]:
+    panels = [
+        ("training loss, nats", {_NAMES[name]: side.losses for name, side in sides.items()}),
+        ("validation ELBO, nats", {_NAMES[name]: side.validation for name, side in sides.items()}),
+        (
+            "time per step, ms",
+            {_NAMES[name]: [1e3 * t for t in side.seconds] for name, side in sides.items()},
+        ),
+    ]
+    parts = [
+        report.heading("Training"),
+        report.curves(panels, "epoch"),
+        report.heading("Reconstructions and samples"),
+    ]
+    shown, key = test[:48].view(-1, 28, 28), random.key(0)
+    for name, side in sides.items():
+        twins = images.side_by_side(shown, side.judged().reconstruct(shown), columns=12)
+        parts.append(_picture(twins, f"{_NAMES[name]}: test digits, and below each its reconstruction"))
+    for name, side in sides.items():
+        samples = side.judged().sample(96, key=key).view(-1, 28, 28)
+        parts.append(_picture(samples, f"{_NAMES[name]}: samples, from the same z on both sides"))
+    return parts
+
+
+def _picture(pictures: Tensor, caption: str) -> str:
+    return report.picture(images.png(images.grid(pictures, columns=12), scale=1), caption)

@@ -1,0 +1,28 @@
+"""The demo's other half: the same autoencoder in stock PyTorch, as a user would write it."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+__all__ = ["StockVAE"]
+
+
+class StockVAE(nn.Module):
+    """784-400-20 with parameters named as in ``VAE.mlp()``. ``forward(x)`` returns the loss, the mean over the batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder = nn.Sequential(nn.Flatten(), nn.Linear(784, 400), nn.ReLU(), nn.Linear(400, 40))
+        self.decoder = nn.Sequential(nn.Linear(20, 400), nn.ReLU(), nn.Linear(400, 784))
+
+    def forward(self, x: Tensor, eps: Tensor | None = None) -> Tensor:
+        mean, log_var = self.encoder(x).chunk(2, dim=1)
+        std = torch.exp(0.5 * log_var)
+        if eps is None:  # the demo's agreement check feeds noise; training draws torch's own
+            eps = torch.randn_like(std)
+        logits = self.decoder(mean + eps * std)
+        nll = F.binary_cross_entropy_with_logits(logits, x, reduction="sum")
+        kl = -0.5 * torch.sum(1 + log_var - mean.pow(2) - log_var.exp())
+        return (nll + kl) / x.shape[0]

@@ -1,0 +1,200 @@
+"""The command line: what it prints, what it writes, how it resumes and how it refuses."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+import torch
+
+import variate
+from variate import checkpoint
+from variate.cli import demo, images, main, memory, report
+from variate.cli.digits import Digits
+
+pytest.importorskip("matplotlib")
+pytest.importorskip("rich")
+pytest.importorskip("safetensors")
+
+PNG = b"\x89PNG\r\n\x1a\n"
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def _train(out, *more):
+    return main(["train", "vae", "--out", str(out), "--batch-size", "1000", *more])
+
+
+def test_help(capsys):
+    assert main([]) == 0
+    text = capsys.readouterr().out
+    assert all(command in text for command in ("info", "train", "demo", "--cmakedir"))
+    with pytest.raises(SystemExit) as ended:
+        main(["train", "--help"])
+    assert ended.value.code == 0
+    assert "dynamic" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("flag", "expected"),
+    [
+        ("--version", lambda: f"variate {variate.__version__}"),
+        ("--cmakedir", lambda: str(variate.cmake_dir())),
+        ("--includedir", lambda: str(variate.include_dir())),
+        ("--libdir", lambda: str(variate.lib_dir())),
+    ],
+)
+def test_one_line_flags(capsys, flag, expected):
+    with pytest.raises(SystemExit) as ended:
+        main([flag])
+    assert ended.value.code == 0
+    assert capsys.readouterr().out == expected() + "\n"
+
+
+def test_info_says_which_op_runs_where(capsys):
+    assert main(["info"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    text = "\n".join(lines)
+    assert torch.__version__ in text and variate.build_info()["cpu_capability"] in text
+    for op, places in variate.functional.backends().items():
+        assert any(line.split() == [op, *places.values()] for line in lines)
+
+
+def test_resumed_run_equals_a_straight_one(tmp_path, capsys):
+    assert _train(tmp_path / "straight", "--epochs", "3") == 0
+    straight = capsys.readouterr().out
+    assert _train(tmp_path / "parts", "--epochs", "2") == 0
+    assert _train(tmp_path / "parts", "--epochs", "3") == 0
+    resumed = capsys.readouterr().out
+    assert "2 epochs done" in resumed and "fixed" in straight and "dynamic" in straight
+    last = [line for line in straight.splitlines() if line.startswith(("epoch   3", "test ELBO"))]
+    assert len(last) == 2 and all(line in resumed for line in last)
+    a, b = (checkpoint.load(tmp_path / name / "checkpoint.safetensors") for name in ("straight", "parts"))
+    assert a.metadata == b.metadata
+    assert a.tensors.keys() == b.tensors.keys()
+    assert all(torch.equal(a.tensors[name], b.tensors[name]) for name in a.tensors)
+    for name in ("samples.png", "reconstructions.png"):
+        assert (tmp_path / "straight" / name).read_bytes() == (tmp_path / "parts" / name).read_bytes()
+        assert (tmp_path / "parts" / name).read_bytes().startswith(PNG)
+    assert sorted(p.name for p in (tmp_path / "parts").iterdir()) == [
+        "checkpoint.safetensors",
+        "reconstructions.png",
+        "samples.png",
+    ]
+    history = a.metadata["history"]
+    assert history[-1]["validation_elbo"] > history[0]["validation_elbo"]
+
+
+def test_refuses_a_checkpoint_that_does_not_fit(tmp_path, capsys):
+    out = tmp_path / "run"
+    path = out / "checkpoint.safetensors"
+    assert _train(out, "--epochs", "1") == 0
+    whole = path.read_bytes()
+    assert _train(out, "--epochs", "2", "--beta", "2") == 1
+    assert "another run (beta 1.0, here 2.0)" in capsys.readouterr().err
+    path.write_bytes(whole[:1000])
+    assert _train(out, "--epochs", "2") == 1
+    assert "truncated or damaged" in capsys.readouterr().err
+    assert path.read_bytes() == whole[:1000]
+    tensors, metadata = {"model.w": torch.ones(2)}, {"settings": {}, "history": []}
+    metadata["settings"] = {
+        "model": "vae",
+        "batch_size": 1000,
+        "lr": 1e-3,
+        "seed": 0,
+        "beta": 1.0,
+        "free_bits": 0.0,
+    }
+    checkpoint.save(path, tensors, metadata)
+    assert _train(out, "--epochs", "2") == 1
+    assert "of another model" in capsys.readouterr().err
+    checkpoint.save(path, tensors, {"unrelated": True})
+    assert _train(out, "--epochs", "2") == 1
+    assert "of another run" in capsys.readouterr().err
+
+
+def test_refuses_bad_arguments(tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    assert _train(tmp_path / "file") == 1
+    assert _train(tmp_path / "run", "--device", "nonsense") == 1
+    if not torch.cuda.is_available():
+        assert _train(tmp_path / "run", "--device", "cuda") == 1
+        assert "no CUDA device" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+    for bad in [
+        "--epochs 0",
+        "--batch-size -1",
+        "--lr 0",
+        "--lr nan",
+        "--beta -1",
+        "--free-bits inf",
+        "--seed x",
+    ]:
+        with pytest.raises(SystemExit) as ended:
+            _train(tmp_path / "run", *bad.split())
+        assert ended.value.code == 2
+        assert bad.split()[0] in capsys.readouterr().err
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, capsys):
+    assert _train(tmp_path, "--epochs", "3", "--lr", "1e30") == 1
+    assert "smaller --lr" in capsys.readouterr().err
+    assert not (tmp_path / "checkpoint.safetensors").exists()
+
+
+def test_digits_depend_on_the_seed_and_the_epoch_alone():
+    one, two = Digits(3), Digits(3)
+    first, again, later = one.epoch(0, 128), two.epoch(0, 128), one.epoch(1, 128)
+    assert len(first) == 63 and all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+    assert not torch.equal(first[0], later[0])
+    assert set(first[0].unique().tolist()) == {0.0, 1.0}
+    assert torch.equal(Digits(3).fixed("test"), Digits(4).fixed("test"))
+    assert not torch.equal(one.fixed("test"), one.fixed("validation"))
+
+
+def test_equal_noise_gives_equal_losses():
+    assert demo.agreement(seed=1, steps=50) <= 1e-5
+
+
+def test_demo(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(demo, "measure", lambda name, threads: (100.0, 10.0))
+    assert main(["demo", "--epochs", "2", "--out", str(tmp_path)]) == 0
+    text = capsys.readouterr().out
+    assert "stock PyTorch" in text and "variate" in text and "ms per step" in text and "fixed" in text
+    page = (tmp_path / "report.html").read_text()
+    assert page.count("data:image/png;base64,") == 4 and page.count("<svg") == 1
+    assert not re.search(r"""(src|href)=["'](?!data:|#)""", page)  # nothing is fetched
+    assert "<script" not in page
+
+
+def test_demo_fails_loudly(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(demo, "measure", lambda name, threads: (100.0, 10.0))
+    monkeypatch.setattr(demo, "agreement", lambda seed: float("inf"))
+    assert main(["demo", "--epochs", "1", "--out", str(tmp_path)]) == 1
+    streams = capsys.readouterr()
+    assert "FAIL" in streams.out and "stock and fused disagree" in streams.err
+    assert "failed" in (tmp_path / "report.html").read_text()
+
+
+def test_peak_memory_is_measured_in_a_fresh_process():
+    peak, growth = memory.measure("fused", threads=1)
+    assert 50 < peak < 5000 and 0 < growth < peak
+
+
+def test_grid():
+    pictures = torch.arange(6.0).div(5).view(6, 1, 1).expand(6, 3, 3)
+    picture = images.grid(pictures, columns=4, gap=1)
+    assert picture.shape == (7, 15)
+    assert picture[0, 0] == 0 and picture[4, 4] == 255 and picture[0, 3] == 128
+    assert images.png(picture).startswith(PNG)
+
+
+def test_report_escapes():
+    page = report.page("a < b", "x & y", [report.table(["<h>"], [["<script>"]])])
+    assert "<script>" not in page and "a &lt; b" in page and "x &amp; y" in page
