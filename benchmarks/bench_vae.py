@@ -1,0 +1,160 @@
+"""A whole training step, 784-400-20 on real digits: `variate.models.VAE` against stock PyTorch."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from variate.data import mnist
+from variate.models import VAE
+from variate.reference import elbo, reparam
+
+from .harness import KEY, Case, Compiled, Job, Target, jobs
+
+BATCH, PIXELS, HIDDEN, LATENT = 128, 784, 400, 20
+
+
+def model(device: torch.device) -> VAE:
+    """The same weights for every competitor; the rivals use its encoder and decoder, which are stock."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return VAE.mlp(PIXELS, HIDDEN, LATENT).to(device)
+
+
+def ours(net: VAE) -> Callable[[Tensor], Tensor]:
+    return net
+
+
+def stock(net: VAE) -> Callable[[Tensor], Tensor]:
+    """The loss in stock ops, as an expert writes it."""
+
+    def loss(x: Tensor) -> Tensor:
+        mean, log_var = net.encoder(x).chunk(2, dim=1)
+        std = torch.exp(0.5 * log_var)
+        z = torch.addcmul(mean, std, torch.randn_like(std))
+        kl = 0.5 * torch.addcmul(torch.addcmul(-log_var, std, std), mean, mean).sub(1).sum()
+        nll = F.binary_cross_entropy_with_logits(net.decoder(z), x, reduction="sum")
+        return (nll + kl) / x.shape[0]
+
+    return loss
+
+
+class Step:
+    """zero_grad, forward, backward and fused Adam on the next batch; the model is made at the first call."""
+
+    def __init__(self, loss: Callable[[VAE], Callable[[Tensor], Tensor]]) -> None:
+        self.loss = loss
+        self.step: Callable[[], None] | None = None
+
+    def backward(self, net: VAE) -> Callable[[Tensor], None]:
+        """What computes the gradients for one batch."""
+        loss = self.loss(net)
+        return lambda x: loss(x).backward()
+
+    def __call__(self, batches: Sequence[Tensor]) -> None:
+        if self.step is None:
+            net = model(batches[0].device)
+            graphs = batches[0].is_cuda  # a step counter on the device lets a CUDA graph hold the optimiser
+            optimizer = torch.optim.Adam(net.parameters(), lr=1e-3, fused=True, capturable=graphs)
+            backward, turn = self.backward(net), itertools.cycle(batches)
+
+            def step() -> None:
+                optimizer.zero_grad()
+                backward(next(turn))
+                optimizer.step()
+
+            self.step = step
+        self.step()
+
+
+class FreeStep(Step):
+    """The step with sampling, KL and likelihood free: fixed gradients enter at the logits and the code."""
+
+    def __init__(self) -> None:
+        super().__init__(stock)
+
+    def backward(self, net: VAE) -> Callable[[Tensor], None]:
+        device = net.beta.device
+        generator = torch.Generator(device).manual_seed(0)
+        at_logits = torch.randn(BATCH, PIXELS, generator=generator, device=device).mul_(1e-3)
+        at_code = torch.randn(BATCH, 2 * LATENT, generator=generator, device=device).mul_(1e-3)
+
+        def run(x: Tensor) -> None:
+            code = net.encoder(x)
+            logits = net.decoder(code[:, :LATENT])
+            torch.autograd.backward([logits, code], [at_logits, at_code])
+
+        return run
+
+
+@dataclass(frozen=True)
+class CompiledStep(Compiled):
+    """A step whose loss is under torch.compile."""
+
+    def build(self) -> Step:
+        options = dict(self.options) or None
+        return Step(lambda net: torch.compile(self.fn(net), options=options))
+
+
+def setup(device: torch.device) -> Sequence[Any]:
+    """Sixty-two batches of digits, pixels rounded to 0 or 1."""
+    images = mnist("train").images.reshape(-1, PIXELS)
+    batches = (images >= 128).float().to(device).split(BATCH)
+    return ([batch for batch in batches if len(batch) == BATCH],)
+
+
+def check(args: Sequence[Any], leaves: Sequence[int]) -> None:
+    """The loss and every gradient, with the same key, against the reference twins on the same modules."""
+    x = args[0][0]
+    net = model(x.device)
+    key = torch.tensor(KEY, dtype=torch.int64, device=x.device)
+
+    def twin() -> Tensor:
+        mean, log_var = net.encoder(x).chunk(2, dim=1)
+        z, kl = reparam.normal_rsample_kl(mean, log_var, key=key)
+        return (elbo.bernoulli_nll(net.decoder(z), x) + kl).mean()
+
+    found, expected = [], []
+    for out, loss in ((found, net(x, key=key)), (expected, twin())):
+        net.zero_grad()
+        loss.backward()
+        out += [loss.detach(), *(parameter.grad for parameter in net.parameters())]
+    for number, (ours, theirs) in enumerate(zip(found, expected, strict=True)):
+        error = (ours - theirs).abs().max().item() / theirs.abs().max().item()
+        assert error <= 1e-4, f"{'gradient' if number else 'loss'} {number}: relative difference {error:.3g}"
+
+
+CASES = [
+    Case(
+        family="vae",
+        op="VAE training step",
+        shape=(BATCH, PIXELS),
+        setup=setup,
+        competitors={
+            "ours": Step(ours),
+            "eager": Step(stock),
+            "compile": CompiledStep(stock),
+            "compile_fallback_random": CompiledStep(stock, {"fallback_random": True}),
+            "bound: sampling, KL and likelihood free": FreeStep(),
+        },
+        check=check,
+        modes=("step",),
+        targets=(
+            Target("eager", 1.07, "step"),
+            Target("compile", 1.07, "step"),
+            Target("compile", 1.0, "step", device="cuda"),
+        ),
+        threaded=True,
+    ),
+]
+
+
+@pytest.mark.parametrize("job", jobs(CASES), ids=str)
+def test_vae(job: Job, bench: Any) -> None:
+    bench(job)
