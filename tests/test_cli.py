@@ -51,9 +51,7 @@ def test_help(capsys):
     ],
 )
 def test_one_line_flags(capsys, flag, expected):
-    with pytest.raises(SystemExit) as ended:
-        main([flag])
-    assert ended.value.code == 0
+    assert main([flag]) == 0
     assert capsys.readouterr().out == expected() + "\n"
 
 
@@ -67,13 +65,13 @@ def test_info_says_which_op_runs_where(capsys):
 
 
 def test_resumed_run_equals_a_straight_one(tmp_path, capsys):
-    assert _train(tmp_path / "straight", "--epochs", "3") == 0
+    assert _train(tmp_path / "straight", "--epochs", "2") == 0
     straight = capsys.readouterr().out
+    assert _train(tmp_path / "parts", "--epochs", "1") == 0
     assert _train(tmp_path / "parts", "--epochs", "2") == 0
-    assert _train(tmp_path / "parts", "--epochs", "3") == 0
     resumed = capsys.readouterr().out
-    assert "2 epochs done" in resumed and "fixed" in straight and "dynamic" in straight
-    last = [line for line in straight.splitlines() if line.startswith(("epoch   3", "test ELBO"))]
+    assert "after epoch 1" in resumed and "fixed" in straight and "dynamic" in straight
+    last = [line for line in straight.splitlines() if line.startswith(("epoch   2", "test ELBO"))]
     assert len(last) == 2 and all(line in resumed for line in last)
     a, b = (checkpoint.load(tmp_path / name / "checkpoint.safetensors") for name in ("straight", "parts"))
     assert a.metadata == b.metadata
@@ -164,6 +162,7 @@ def test_equal_noise_gives_equal_losses():
 
 def test_demo(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(demo, "measure", lambda name, threads: (100.0, 10.0))
+    monkeypatch.setattr(demo, "_ELBO_TOLERANCE", 0.05)  # the demo's own is for models that have settled
     assert main(["demo", "--epochs", "2", "--out", str(tmp_path)]) == 0
     text = capsys.readouterr().out
     assert "stock PyTorch" in text and "variate" in text and "ms per step" in text and "fixed" in text

@@ -20,6 +20,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; 0 if it went well, 1 if a check or the command failed, 2 for a wrong command line."""
     parser = _parser()
     args = parser.parse_args(argv)
+    if args.answer is not None:
+        print(args.answer())
+        return 0
     if args.command is None:
         parser.print_help()
         return 0
@@ -39,38 +42,17 @@ def _parser() -> argparse.ArgumentParser:
         description="Fused kernels for deep generative models in PyTorch.",
         epilog="For a CMake project: cmake -DCMAKE_PREFIX_PATH=$(python -m variate --cmakedir), then find_package(variate).",
     )
-    parser.set_defaults(command=None)
-    parser.add_argument(
-        "--version", action=_Print, read=lambda: f"variate {variate.__version__}", help="print the version"
-    )
-    parser.add_argument(
-        "--cmakedir",
-        action=_Print,
-        read=lambda: variate.cmake_dir(),
-        help="print the folder of the CMake config",
-    )
-    parser.add_argument(
-        "--includedir",
-        action=_Print,
-        read=lambda: variate.include_dir(),
-        help="print the folder of the headers",
-    )
-    parser.add_argument(
-        "--libdir", action=_Print, read=lambda: variate.lib_dir(), help="print the folder of the library"
-    )
+    parser.set_defaults(command=None, answer=None)
+    for name, answer, what in (
+        ("version", lambda: f"variate {variate.__version__}", "the version"),
+        ("cmakedir", lambda: variate.cmake_dir(), "the folder of the CMake config"),
+        ("includedir", lambda: variate.include_dir(), "the folder of the headers"),
+        ("libdir", lambda: variate.lib_dir(), "the folder of the library"),
+    ):
+        parser.add_argument(
+            f"--{name}", dest="answer", action="store_const", const=answer, help=f"print {what}"
+        )
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
     for module in (info, train, demo):
         module.add_command(commands)
     return parser
-
-
-class _Print(argparse.Action):
-    """A flag that prints one line and ends, like argparse's own version action."""
-
-    def __init__(self, *args, read, **kwargs):
-        super().__init__(*args, nargs=0, **kwargs)
-        self.read = read
-
-    def __call__(self, parser, namespace, values, option_string=None):
-        print(self.read())
-        parser.exit()

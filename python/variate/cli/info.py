@@ -13,7 +13,7 @@ import variate
 __all__ = ["add_command", "versions"]
 
 
-def add_command(commands) -> None:
+def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     command = commands.add_parser(
         "info", help="versions, CPU capability, CUDA, Triton, and which op runs where"
     )

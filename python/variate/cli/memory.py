@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-import resource
 import subprocess
 import sys
 from pathlib import Path
 
 import torch
+
+from ._arguments import CommandError
 
 __all__ = ["measure"]
 
@@ -20,8 +21,12 @@ def measure(name: str, threads: int) -> tuple[float, float]:
     when the training began.
     """
     command = [sys.executable, "-m", __name__, name, str(threads)]
-    output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    peak, growth = json.loads(output.splitlines()[-1])
+    child = subprocess.run(command, capture_output=True, text=True)
+    if child.returncode != 0:
+        raise CommandError(
+            f"the process that measures memory failed ({child.returncode}):\n{child.stderr.strip()}"
+        )
+    peak, growth = json.loads(child.stdout.splitlines()[-1])
     return peak, growth
 
 
@@ -30,7 +35,10 @@ def _resident() -> tuple[float, float]:
     status = Path("/proc/self/status")
     if status.exists():  # not getrusage: on Linux its maximum may be the parent's, kept across exec
         lines = dict(line.split(":", 1) for line in status.read_text().splitlines())
-        return tuple(int(lines[entry].split()[0]) / 1024 for entry in ("VmRSS", "VmHWM"))
+        now, largest = (int(lines[entry].split()[0]) / 1024 for entry in ("VmRSS", "VmHWM"))
+        return now, largest
+    import resource
+
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # bytes on macOS
     return peak, peak
 

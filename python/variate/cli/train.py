@@ -34,7 +34,7 @@ class Settings:
     free_bits: float = 0.0
 
 
-def add_command(commands) -> None:
+def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     default = Settings()
     command = commands.add_parser(
         "train",
@@ -101,7 +101,7 @@ def train(
 
     console.print(f"binarisation: {BINARISATION}")
     if history:
-        console.print(f"resumed {out}: {len(history)} epochs done")
+        console.print(f"resumed {out} after epoch {len(history)}")
     with progress_bar.Progress(
         "{task.description}",
         progress_bar.BarColumn(),
