@@ -85,9 +85,10 @@ class Progress:
 def summary(row: results.Row) -> str:
     """One row in one line."""
     name = f"{row['op']} {report.shape(row)}"
-    mode = f"{report.MODE_NAMES[row['mode']]}, {row['threads']}t"
     ratios = (f"{rival} {ratio['median']:.2f}x" for rival, ratio in row["ratio"].items())
-    return f"{name:<38} {mode:<12} {report.duration(row['seconds']['ours']):>9}   " + "  ".join(ratios)
+    return f"{name:<38} {report.mode(row):<19} {report.duration(row['seconds']['ours']):>9}   " + "  ".join(
+        ratios
+    )
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -158,9 +159,8 @@ def show(table: report.Table) -> None:
         return
     drawn = Table(*table.columns, title=table.title)
     for row in table.rows:
-        drawn.add_row(*row, style="red" if row[-1] in ("no", "WRONG") else None)
-    console = Console()
-    console.print(drawn, width=max(console.width, 120), crop=False)
+        drawn.add_row(*row, style="red" if {"no", "WRONG"} & set(row) else None)
+    Console(width=None if sys.stdout.isatty() else 150).print(drawn)
 
 
 if __name__ == "__main__":

@@ -52,7 +52,8 @@ def _settings(config: pytest.Config) -> Settings:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    kept, left_out = [], []
+    kept: list[pytest.Item] = []
+    left_out: list[pytest.Item] = []
     for item in items:
         job = item.callspec.params.get("job") if hasattr(item, "callspec") else None
         if isinstance(job, Job):

@@ -48,7 +48,7 @@ def size(count: int) -> str:
 
 
 def factor(ratio: dict[str, float]) -> str:
-    return f"{ratio['median']:.2f}x ({ratio['low']:.2f} to {ratio['high']:.2f})"
+    return f"{ratio['median']:.2f}x ({ratio['low']:.2f}-{ratio['high']:.2f})"
 
 
 def shape(row: Row) -> str:
@@ -86,6 +86,11 @@ def _measured(rows: Iterable[Row]) -> list[Row]:
     return [row for row in rows if row["status"] == "ok"]
 
 
+def mode(row: Row) -> str:
+    """The mode, and the threads if there are several."""
+    return MODE_NAMES[row["mode"]] + (f", {row['threads']} threads" if row["threads"] > 1 else "")
+
+
 def _order(row: Row) -> tuple[Any, ...]:
     return (
         row["family"],
@@ -103,71 +108,61 @@ def promises(rows: Sequence[Row]) -> Table:
     sweeps: dict[tuple[Any, ...], list[tuple[Row, dict[str, Any]]]] = defaultdict(list)
     for row in sorted(rows, key=_order):
         if row["status"] != "ok":
-            lines.append(
-                (row["op"], shape(row), MODE_NAMES[row["mode"]], str(row["threads"]), "", "", "", "", "WRONG")
-            )
+            lines.append((row["op"], shape(row), mode(row), "", "", "", "", "WRONG", ""))
             continue
         for target in row["targets"]:
             if row["sweep"]:
-                sweeps[row["op"], row["mode"], row["threads"], target["against"], target["at_least"]].append(
-                    (row, target)
-                )
+                promise = (row["op"], mode(row), target["against"], target["at_least"])
+                sweeps[promise].append((row, target))
             else:
                 lines.append(_promise(row, target, shape(row)))
     for group in sweeps.values():
-        with_ratio = [(row, target) for row, target in group if target["against"] in row["ratio"]]
-        if not with_ratio:
-            continue
-        row, target = min(with_ratio, key=lambda pair: pair[0]["ratio"][pair[1]["against"]]["median"])
-        lines.append(_promise(row, target, f"{len(with_ratio)} sizes, worst {shape(row)}"))
-    columns = ("op", "shape", "mode", "threads", "against", "ours", "measured", "promised", "met")
+        group = [(row, target) for row, target in group if target["against"] in row["ratio"]]
+        if group:
+            row, target = min(group, key=lambda pair: pair[0]["ratio"][pair[1]["against"]]["median"])
+            lines.append(_promise(row, target, f"{len(group)} sizes, worst {shape(row)}"))
+    columns = ("op", "shape", "mode", "against", "ours", "measured", "promised", "met", "bound")
     return Table("Promises", columns, lines)
 
 
 def _promise(row: Row, target: dict[str, Any], where: str) -> tuple[str, ...]:
     against = target["against"]
     ratio = row["ratio"].get(against)
-    is_bound = against.startswith("bound: ")
     return (
         row["op"],
         where,
-        MODE_NAMES[row["mode"]],
-        str(row["threads"]),
+        mode(row),
         against,
         duration(row["seconds"]["ours"]),
         factor(ratio) if ratio else "not measured",
-        f"{target['at_least']:.0%}" if is_bound else f"{target['at_least']:g}x",
+        f"{target['at_least']:g}x",
         "yes" if _met(row, target) else "no" if ratio else "",
+        bound_text(row),
     )
 
 
 def details(rows: Sequence[Row], family: str) -> Table:
     """Every row of a family, with every competitor that was timed."""
     rows = [row for row in _measured(rows) if row["family"] == family]
-    rivals: list[str] = []
-    for row in rows:
-        rivals += [name for name in row["ratio"] if not name.startswith("bound: ") and name not in rivals]
-    order = ["eager", "expert", "compile", "compile_fallback_random"]
-    rivals.sort(key=lambda name: order.index(name) if name in order else len(order))
+    found = {name: None for row in rows for name in row["ratio"] if not name.startswith("bound: ")}
+    first = ["eager", "expert", "compile", "compile_fallback_random"]
+    rivals = [name for name in first if name in found] + [name for name in found if name not in first]
     lines = []
     for row in rows:
-        memory, least = (
-            row["memory"],
-            [m for name, m in row["memory"].items() if name not in ("ours", "one thread")],
-        )
+        ours = row["memory"]["ours"]
+        theirs = [peak for name, peak in row["memory"].items() if name not in ("ours", "one thread")]
         lines.append(
             (
                 row["op"],
                 shape(row),
-                MODE_NAMES[row["mode"]],
-                str(row["threads"]),
+                mode(row),
                 duration(row["seconds"]["ours"]),
                 *(f"{row['ratio'][name]['median']:.2f}x" if name in row["ratio"] else "" for name in rivals),
                 bound_text(row),
-                f"{size(memory['ours'])} / {size(min(least))}" if least else size(memory["ours"]),
+                f"{size(ours)} / {size(min(theirs))}" if theirs else size(ours),
             )
         )
-    columns = ("op", "shape", "mode", "threads", "ours", *rivals, "bound", "memory, ours / least")
+    columns = ("op", "shape", "mode", "ours", *rivals, "bound", "memory, ours / least")
     return Table(family, columns, lines)
 
 
@@ -207,11 +202,11 @@ def machine_line(data: dict[str, Any]) -> str:
         f"variate {library.get('version', '')} ({library.get('cpu_capability', 'no build info')})",
         facts["system"],
     ]
-    dates = sorted(row["date"][:10] for row in rows)
-    commits = sorted({row["commit"] for row in rows if row["commit"]})
-    period = dates[0] if dates[0] == dates[-1] else f"{dates[0]} to {dates[-1]}"
+    latest = max(rows, key=lambda row: row["date"])
+    earlier = " and earlier" if any(row["commit"] != latest["commit"] for row in rows) else ""
+    when = f"Measured {latest['date'][:10]} at {latest['commit'] or 'an unknown commit'}{earlier}."
     quick = " Quick run: rough numbers." if any(row["quick"] for row in rows) else ""
-    return f"{'; '.join(parts)}. Measured {period} at {', '.join(commits) or 'an unknown commit'}.{quick}"
+    return f"{'; '.join(parts)}. {when}{quick}"
 
 
 def _figure() -> Any:
@@ -238,7 +233,7 @@ def plot_promises(data: dict[str, Any], path: Path) -> bool:
     """Bars of the measured ratios with quartiles, and a tick at each promise. False if there are none."""
     bars = [
         (
-            f"{row['op']} {shape(row)} {MODE_NAMES[row['mode']]}, {row['threads']}t, vs {target['against']}",
+            f"{row['op']} {shape(row)} {mode(row)} vs {target['against']}",
             row,
             target,
         )
