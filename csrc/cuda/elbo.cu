@@ -13,7 +13,7 @@ template <class Tensor>
 constexpr int unroll = Tensor::dense ? 2 : 1;
 
 template <class Logits, class Target>
-__global__ void __launch_bounds__(RowPlan::most_threads)
+__global__ void __launch_bounds__(block_threads)
     forward_kernel(RowPlan plan, int64_t cols, Logits logits, Target target, variate_tensor nll, double* partial) {
   using M = typename Logits::Math;
   constexpr int u = unroll<Logits>;
@@ -53,7 +53,7 @@ template <class Logits, class Target>
 variate_status forward(const variate_bernoulli_nll_args& a) {
   const RowPlan plan = plan_of(a);
   const variate_status status =
-      launch(a.execution, forward_kernel<Logits, Target>, plan.blocks(), plan.block(), plan, a.cols, Logits(a.logits),
+      launch(a.execution, forward_kernel<Logits, Target>, plan.blocks(), plan, a.cols, Logits(a.logits),
              Target(a.target), a.nll, static_cast<double*>(a.execution.workspace));
   return status == VARIATE_OK ? launch_add_chunks(a.execution, plan, a.nll) : status;
 }

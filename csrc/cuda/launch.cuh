@@ -10,15 +10,15 @@
 
 namespace variate::cuda {
 
-inline constexpr int block_threads = 256;
+inline constexpr int block_threads = 256;  // of every kernel
 
 // Enqueues `kernel`. A launch that fails leaves its reason in the last error.
 template <class... Parameters, class... Arguments>
-variate_status launch(const variate_execution& execution, void (*kernel)(Parameters...), int64_t blocks, int threads,
+variate_status launch(const variate_execution& execution, void (*kernel)(Parameters...), int64_t blocks,
                       const Arguments&... arguments) {
   cudaLaunchConfig_t config{};
   config.gridDim = dim3(static_cast<unsigned>(blocks));
-  config.blockDim = dim3(static_cast<unsigned>(threads));
+  config.blockDim = dim3(block_threads);
   config.stream = static_cast<cudaStream_t>(execution.stream);
   const cudaError_t error = cudaLaunchKernelEx(&config, kernel, arguments...);
   if (error == cudaSuccess) return VARIATE_OK;
@@ -78,7 +78,7 @@ variate_status launch_plane(const variate_execution& execution, void (*kernel)(P
   const int64_t most = blocks_per_multiprocessor * multiprocessors;
   const int64_t blocks = needed < most ? needed : most;
   plane.step = plane.start(blocks * block_threads);
-  return launch(execution, kernel, blocks, block_threads, plane, arguments...);
+  return launch(execution, kernel, blocks, plane, arguments...);
 }
 
 }  // namespace variate::cuda

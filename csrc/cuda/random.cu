@@ -167,7 +167,7 @@ __device__ __forceinline__ Choice<M> shuffle_xor(const Choice<M>& choice, int ma
 
 // A row of the plan is one draw: group item % groups of row item / groups.
 template <class Logits>
-__global__ void __launch_bounds__(RowPlan::most_threads)
+__global__ void __launch_bounds__(block_threads, 3)
     categorical_kernel(RowPlan plan, int64_t groups, int64_t categories, variate_noise noise, Logits logits,
                        variate_tensor out) {
   using M = typename Logits::Math;
@@ -202,7 +202,7 @@ template <class Logits>
 variate_status categorical_as(const variate_categorical_args& a) {
   const int64_t most_quads = (a.categories + 6) / 4;  // a group may start and end within a quad
   const RowPlan plan = RowPlan::whole(a.rows * a.groups, most_quads);
-  return launch(a.execution, categorical_kernel<Logits>, plan.blocks(), plan.block(), plan, a.groups, a.categories,
+  return launch(a.execution, categorical_kernel<Logits>, plan.blocks(), plan, a.groups, a.categories,
                 a.noise, Logits(a.logits), a.out);
 }
 
@@ -252,7 +252,7 @@ variate_status categorical(const variate_categorical_args& a) {
 
 variate_status fold_in(const variate_fold_in_args& a) {
   const int64_t blocks = (a.rows + block_threads - 1) / block_threads;
-  return launch(a.execution, fold_in_kernel, blocks, block_threads, a.rows, a.keys, a.data, a.out);
+  return launch(a.execution, fold_in_kernel, blocks, a.rows, a.keys, a.data, a.out);
 }
 
 }  // namespace variate::cuda

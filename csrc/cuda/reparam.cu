@@ -10,8 +10,12 @@ namespace variate::cuda {
 
 namespace {
 
+// Quads in flight in a thread of the forward kernel, and the blocks of a multiprocessor that its registers leave room
+// for: as many as fit without spilling.
+template <class Tensor, bool has_prior>
+constexpr int unroll = Tensor::dense && !has_prior ? 2 : 1;
 template <class Tensor>
-constexpr int unroll = Tensor::dense ? 2 : 1;
+constexpr int forward_blocks = sizeof(typename Tensor::Math) == 8 ? 2 : Tensor::dense ? 4 : 3;
 
 template <class Tensor>
 struct Inputs {
@@ -40,11 +44,11 @@ struct Fetched {
 };
 
 template <class Tensor, bool has_prior>
-__global__ void __launch_bounds__(RowPlan::most_threads)
+__global__ void __launch_bounds__(block_threads, forward_blocks<Tensor>)
     forward_kernel(RowPlan plan, int64_t cols, variate_noise noise, Inputs<Tensor> in, variate_tensor free_bits_tensor,
                    Tensor z, variate_tensor kl, double* partial) {
   using M = typename Tensor::Math;
-  constexpr int u = unroll<Tensor>;
+  constexpr int u = unroll<Tensor, has_prior>;
   const RowShare share = row_share(plan);
   const int threads = plan.threads();
   M sum = 0;
@@ -101,7 +105,7 @@ variate_status forward_as(const variate_normal_rsample_kl_args& a) {
   const RowPlan plan = plan_of(a);
   const Inputs<Tensor> in{Tensor(a.mean), Tensor(a.log_var), Tensor(a.prior_mean), Tensor(a.prior_log_var)};
   const variate_status status =
-      launch(a.execution, forward_kernel<Tensor, has_prior>, plan.blocks(), plan.block(), plan, a.cols, a.noise, in,
+      launch(a.execution, forward_kernel<Tensor, has_prior>, plan.blocks(), plan, a.cols, a.noise, in,
              a.free_bits, Tensor(a.z), a.kl, static_cast<double*>(a.execution.workspace));
   if (status != VARIATE_OK || !a.kl.data) return status;
   return launch_add_chunks(a.execution, plan, a.kl);

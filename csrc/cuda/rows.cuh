@@ -1,8 +1,8 @@
 // Kernels that make one result of each row: who reads what, and how threads combine.
 //
 // The columns of a row are shared out as a function of their number alone, so that a row's sum depends neither on the
-// batch it is in nor on the device: short rows take a part of a warp, longer ones up to 512 threads, very long ones
-// several such chunks whose partial sums a second kernel adds.
+// batch it is in nor on the device: short rows take a part of a warp, longer ones up to a block, very long ones several
+// chunks of a block each, whose partial sums a second kernel adds.
 #pragma once
 
 #include "access.cuh"
@@ -11,9 +11,8 @@
 namespace variate::cuda {
 
 struct RowPlan {
-  static constexpr int most_threads = 512;
-  static constexpr int64_t one_chunk = 4096;  // quads: up to here a second launch costs more than it spreads
-  static constexpr int64_t chunk_quads = 2048;
+  static constexpr int64_t one_chunk = 2048;  // quads: up to here a second launch would cost more than it spreads
+  static constexpr int64_t chunk_quads = 1024;
 
   int64_t rows;
   int64_t quads;   // of a row
@@ -26,10 +25,10 @@ struct RowPlan {
       chunks = (quads + chunk_quads - 1) / chunk_quads;
       length = chunk_quads;
     }
-    while (threads() < most_threads && 2 * threads() < length) ++shift;
+    while (threads() < block_threads && 2 * threads() < length) ++shift;
   }
 
-  // Rows that one thread group each reads to the end.
+  // Rows of one chunk each, however long.
   static RowPlan whole(int64_t rows, int64_t quads) {
     RowPlan plan(rows, quads < one_chunk ? quads : one_chunk);
     plan.quads = plan.length = quads;
@@ -37,9 +36,8 @@ struct RowPlan {
   }
 
   __host__ __device__ int threads() const { return 1 << shift; }
-  int block() const { return threads() < block_threads ? block_threads : threads(); }
   int64_t blocks() const {
-    const int64_t per_block = block() >> shift;
+    const int64_t per_block = block_threads >> shift;
     return (rows * chunks + per_block - 1) / per_block;
   }
 };
@@ -53,9 +51,9 @@ struct RowShare {
   bool leader;  // writes the result
 };
 
-__host__ __device__ inline RowShare row_share(const RowPlan& plan, int64_t block, int block_size, int thread) {
+__host__ __device__ inline RowShare row_share(const RowPlan& plan, int64_t block, int thread) {
   const int lane = thread & (plan.threads() - 1);
-  const int64_t item = block * (block_size >> plan.shift) + (thread >> plan.shift);
+  const int64_t item = block * (block_threads >> plan.shift) + (thread >> plan.shift);
   const int64_t row = plan.chunks == 1 ? item : item / plan.chunks;
   const int64_t chunk = plan.chunks == 1 ? 0 : item % plan.chunks;
   if (row >= plan.rows) return {row, chunk, 0, 0, false};
@@ -65,7 +63,7 @@ __host__ __device__ inline RowShare row_share(const RowPlan& plan, int64_t block
 }
 
 __device__ inline RowShare row_share(const RowPlan& plan) {
-  return row_share(plan, blockIdx.x, static_cast<int>(blockDim.x), static_cast<int>(threadIdx.x));
+  return row_share(plan, blockIdx.x, static_cast<int>(threadIdx.x));
 }
 
 template <class T>
@@ -82,7 +80,7 @@ __device__ __forceinline__ T combine_threads(const RowPlan& plan, T value, Combi
     value = combine(value, shuffle_xor(value, mask));
   }
   if (threads <= 32) return value;
-  __shared__ T warps[RowPlan::most_threads / 32];
+  __shared__ T warps[block_threads / 32];
   const int warp = static_cast<int>(threadIdx.x) / 32;
   if (threadIdx.x % 32 == 0) warps[warp] = value;
   __syncthreads();
@@ -114,7 +112,7 @@ inline uint64_t partial_bytes(const RowPlan& plan) {
 }
 
 // The second kernel of rows with several chunks: the chunks take the place of the quads.
-static __global__ void __launch_bounds__(RowPlan::most_threads)
+static __global__ void __launch_bounds__(block_threads)
     add_chunks(RowPlan plan, const double* __restrict__ partial, variate_tensor out) {
   const RowShare share = row_share(plan);
   double sum = 0;
@@ -129,7 +127,7 @@ inline variate_status launch_add_chunks(const variate_execution& execution, cons
                                         const variate_tensor& out) {
   if (plan.chunks == 1) return VARIATE_OK;
   const RowPlan sums = RowPlan::whole(plan.rows, plan.chunks);
-  return launch(execution, add_chunks, sums.blocks(), sums.block(), sums,
+  return launch(execution, add_chunks, sums.blocks(), sums,
                 static_cast<const double*>(execution.workspace), out);
 }
 
