@@ -1,0 +1,94 @@
+# libvariate: the C API over the CPU kernels, once per instruction set, and the CUDA kernels.
+if(SKBUILD)
+  # Inside the wheel: variate/{include,lib,share/cmake/variate}, where find_package looks for a package of this name.
+  set(VARIATE_INCLUDE_DIR variate/include)
+  set(VARIATE_LIB_DIR variate/lib)
+  set(VARIATE_CMAKE_DIR variate/share/cmake/variate)
+else()
+  set(VARIATE_INCLUDE_DIR ${CMAKE_INSTALL_INCLUDEDIR})
+  set(VARIATE_LIB_DIR ${CMAKE_INSTALL_LIBDIR})
+  set(VARIATE_CMAKE_DIR ${CMAKE_INSTALL_LIBDIR}/cmake/variate)
+endif()
+
+find_package(OpenMP COMPONENTS CXX)
+if(NOT OpenMP_CXX_FOUND)
+  message(WARNING "variate: no OpenMP found, the CPU kernels will use one thread")
+endif()
+
+# No flag may change a result: products and sums are rounded where the source says so.
+set(VARIATE_CPU_FLAGS -O3 -ffp-contract=off -fno-math-errno -fno-trapping-math -Wall -Wextra)
+if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
+  # Threading jumps around a clamp doubles the code of a vectorised loop; gcc 12 takes its own AVX-512 headers for
+  # uninitialised.
+  list(APPEND VARIATE_CPU_FLAGS -fno-thread-jumps -Wno-maybe-uninitialized)
+endif()
+
+set(VARIATE_FAMILIES random reparam elbo)
+
+# The CPU kernels for one instruction set: an object library of its own.
+function(variate_cpu_kernels isa)
+  set(sources ${PROJECT_SOURCE_DIR}/csrc/cpu/table.cpp)
+  foreach(family ${VARIATE_FAMILIES})
+    list(APPEND sources ${PROJECT_SOURCE_DIR}/csrc/cpu/${family}.cpp)
+  endforeach()
+  add_library(variate_cpu_${isa} OBJECT ${sources})
+  target_include_directories(variate_cpu_${isa} PRIVATE ${PROJECT_SOURCE_DIR}/csrc/include)
+  target_compile_definitions(variate_cpu_${isa} PRIVATE VARIATE_BUILDING VARIATE_ISA=${isa})
+  target_compile_options(variate_cpu_${isa} PRIVATE ${VARIATE_CPU_FLAGS} ${ARGN})
+  if(OpenMP_CXX_FOUND)
+    target_link_libraries(variate_cpu_${isa} PRIVATE OpenMP::OpenMP_CXX)
+  endif()
+  if(VARIATE_SANITIZE)
+    target_compile_options(variate_cpu_${isa} PRIVATE -fsanitize=${VARIATE_SANITIZE} -fno-sanitize-recover=all -g)
+  endif()
+  target_sources(variate PRIVATE $<TARGET_OBJECTS:variate_cpu_${isa}>)
+endfunction()
+
+add_library(variate SHARED csrc/api/core.cpp csrc/cpu/dispatch.cpp)
+add_library(variate::variate ALIAS variate)
+foreach(family ${VARIATE_FAMILIES})
+  target_sources(variate PRIVATE csrc/api/${family}.cpp)
+endforeach()
+target_include_directories(variate PUBLIC $<BUILD_INTERFACE:${PROJECT_SOURCE_DIR}/csrc/include>
+                                          $<INSTALL_INTERFACE:${VARIATE_INCLUDE_DIR}>)
+target_compile_features(variate PUBLIC cxx_std_20)
+target_compile_definitions(variate PRIVATE VARIATE_BUILDING VARIATE_CUDA_ARCHITECTURES="${VARIATE_CUDA_ARCHITECTURES}")
+target_compile_options(variate PRIVATE $<$<COMPILE_LANGUAGE:CXX>:-O2 -Wall -Wextra>)
+target_link_options(variate PRIVATE $<$<PLATFORM_ID:Linux>:-Wl,--exclude-libs,ALL>)
+if(OpenMP_CXX_FOUND)
+  target_link_libraries(variate PRIVATE OpenMP::OpenMP_CXX)
+endif()
+if(VARIATE_SANITIZE)
+  target_compile_options(variate PRIVATE -fsanitize=${VARIATE_SANITIZE} -fno-sanitize-recover=all -g)
+  target_link_options(variate PUBLIC -fsanitize=${VARIATE_SANITIZE})
+endif()
+
+variate_cpu_kernels(portable)
+if(CMAKE_SYSTEM_PROCESSOR MATCHES "^(x86_64|AMD64)$")
+  variate_cpu_kernels(avx2 -mavx2 -mfma -mf16c)
+  variate_cpu_kernels(avx512 -mavx2 -mfma -mf16c -mavx512f -mavx512dq -mavx512bw -mavx512vl -mprefer-vector-width=512)
+  target_compile_definitions(variate PRIVATE VARIATE_X86_KERNELS)
+endif()
+
+if(VARIATE_WITH_CUDA)
+  foreach(family ${VARIATE_FAMILIES})
+    target_sources(variate PRIVATE csrc/cuda/${family}.cu)
+  endforeach()
+  target_compile_definitions(variate PRIVATE VARIATE_WITH_CUDA)
+  target_compile_options(variate PRIVATE $<$<COMPILE_LANGUAGE:CUDA>:-fmad=false --expt-relaxed-constexpr>)
+  set_target_properties(variate PROPERTIES CUDA_VISIBILITY_PRESET hidden CUDA_RUNTIME_LIBRARY Static)
+  target_link_libraries(variate PRIVATE CUDA::cudart_static)
+endif()
+
+install(TARGETS variate EXPORT variateTargets COMPONENT variate
+        LIBRARY DESTINATION ${VARIATE_LIB_DIR}
+        ARCHIVE DESTINATION ${VARIATE_LIB_DIR}
+        RUNTIME DESTINATION ${VARIATE_LIB_DIR})
+install(DIRECTORY csrc/include/ DESTINATION ${VARIATE_INCLUDE_DIR} COMPONENT variate)
+install(EXPORT variateTargets NAMESPACE variate:: DESTINATION ${VARIATE_CMAKE_DIR} COMPONENT variate)
+include(CMakePackageConfigHelpers)
+configure_package_config_file(cmake/variateConfig.cmake.in ${PROJECT_BINARY_DIR}/variateConfig.cmake
+                              INSTALL_DESTINATION ${VARIATE_CMAKE_DIR})
+write_basic_package_version_file(${PROJECT_BINARY_DIR}/variateConfigVersion.cmake COMPATIBILITY SameMinorVersion)
+install(FILES ${PROJECT_BINARY_DIR}/variateConfig.cmake ${PROJECT_BINARY_DIR}/variateConfigVersion.cmake
+        DESTINATION ${VARIATE_CMAKE_DIR} COMPONENT variate)

@@ -1,0 +1,116 @@
+// Which instruction set runs: chosen once, from CPUID, the state the operating system saves, and VARIATE_CPU.
+#include <cstdlib>
+#include <cstring>
+#include <string>
+
+#include "kernels.h"
+#include "tile.h"
+
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
+
+namespace variate::cpu {
+
+namespace portable {
+extern const Kernels table;
+}
+#if defined(VARIATE_X86_KERNELS)
+namespace avx2 {
+extern const Kernels table;
+}
+namespace avx512 {
+extern const Kernels table;
+}
+#endif
+
+namespace {
+
+struct InstructionSet {
+  const char* name;
+  const Kernels* table;
+  bool (*available)();
+};
+
+#if defined(VARIATE_X86_KERNELS)
+struct Features {
+  bool avx2 = false;
+  bool avx512 = false;
+};
+
+Features detect() {
+  unsigned a, b, c, d;
+  Features found;
+  if (!__get_cpuid(1, &a, &b, &c, &d)) return found;
+  const bool osxsave = c & bit_OSXSAVE;
+  const bool fma = (c & bit_FMA) && (c & bit_AVX) && (c & bit_F16C);
+  if (!osxsave || !fma || !__get_cpuid_count(7, 0, &a, &b, &c, &d)) return found;
+  unsigned low, high;
+  __asm__("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
+  const bool ymm_saved = (low & 0x06) == 0x06;
+  const bool zmm_saved = (low & 0xe6) == 0xe6;
+  found.avx2 = ymm_saved && (b & bit_AVX2);
+  found.avx512 =
+      found.avx2 && zmm_saved && (b & bit_AVX512F) && (b & bit_AVX512DQ) && (b & bit_AVX512BW) && (b & bit_AVX512VL);
+  return found;
+}
+#endif
+
+const InstructionSet sets[] = {
+    {"portable", &portable::table, [] { return true; }},
+#if defined(VARIATE_X86_KERNELS)
+    {"avx2", &avx2::table, [] { return detect().avx2; }},
+    {"avx512", &avx512::table, [] { return detect().avx512; }},
+#endif
+};
+
+// VARIATE_CPU lowers the choice; a set that the machine lacks, or an unknown name, leaves the best one.
+const InstructionSet& choose() {
+  const char* wanted = std::getenv("VARIATE_CPU");
+  const InstructionSet* best = &sets[0];
+  for (const InstructionSet& set : sets) {
+    if (!set.available()) continue;
+    best = &set;
+    if (wanted && std::strcmp(wanted, set.name) == 0) break;
+  }
+  return *best;
+}
+
+const InstructionSet& chosen() {
+  static const InstructionSet& set = choose();
+  return set;
+}
+
+}  // namespace
+
+const Kernels& kernels() { return *chosen().table; }
+
+uint64_t row_sum_workspace(int64_t rows, int64_t cols) {
+  return cols <= tile_elements ? 0 : sizeof(double) * rows * ((cols + tile_elements - 1) / tile_elements);
+}
+
+}  // namespace variate::cpu
+
+extern "C" {
+
+VARIATE_API const char* variate_cpu_capability(void) { return variate::cpu::chosen().name; }
+
+VARIATE_API const char* variate_cpu_capabilities(void) {
+  static const std::string names = [] {
+    std::string text;
+    for (const auto& set : variate::cpu::sets) {
+      if (set.available()) text += (text.empty() ? "" : " ") + std::string(set.name);
+    }
+    return text;
+  }();
+  return names.c_str();
+}
+
+VARIATE_API int variate_has_openmp(void) {
+#ifdef _OPENMP
+  return 1;
+#else
+  return 0;
+#endif
+}
+}

@@ -1,0 +1,52 @@
+// The CPU kernels: every file of this folder but dispatch.cpp is compiled once per instruction set, each time with
+// VARIATE_ISA set to the name of that set, which is also the namespace of all it defines.
+#pragma once
+
+#include <variate/variate.h>
+
+namespace variate::cpu {
+
+// The API layer has checked every field before a kernel sees it.
+struct Kernels {
+  void (*bits)(const variate_random_args&);
+  void (*uniform)(const variate_random_args&);
+  void (*normal)(const variate_random_args&);
+  void (*exponential)(const variate_random_args&);
+  void (*gumbel)(const variate_random_args&);
+  void (*bernoulli)(const variate_bernoulli_args&);
+  void (*randint)(const variate_randint_args&);
+  void (*categorical)(const variate_categorical_args&);
+  void (*fold_in)(const variate_fold_in_args&);
+  void (*normal_rsample_kl)(const variate_normal_rsample_kl_args&);
+  void (*normal_rsample_kl_backward)(const variate_normal_rsample_kl_backward_args&);
+  void (*bernoulli_nll)(const variate_bernoulli_nll_args&);
+  void (*bernoulli_nll_backward)(const variate_bernoulli_nll_backward_args&);
+};
+
+// The kernels of the instruction set in use.
+const Kernels& kernels();
+
+// Bytes of workspace that the reductions over rows of `cols` elements need.
+uint64_t row_sum_workspace(int64_t rows, int64_t cols);
+
+#ifdef VARIATE_ISA
+namespace VARIATE_ISA {
+
+void bits(const variate_random_args&);
+void uniform(const variate_random_args&);
+void normal(const variate_random_args&);
+void exponential(const variate_random_args&);
+void gumbel(const variate_random_args&);
+void bernoulli(const variate_bernoulli_args&);
+void randint(const variate_randint_args&);
+void categorical(const variate_categorical_args&);
+void fold_in(const variate_fold_in_args&);
+void normal_rsample_kl(const variate_normal_rsample_kl_args&);
+void normal_rsample_kl_backward(const variate_normal_rsample_kl_backward_args&);
+void bernoulli_nll(const variate_bernoulli_nll_args&);
+void bernoulli_nll_backward(const variate_bernoulli_nll_backward_args&);
+
+}  // namespace VARIATE_ISA
+#endif
+
+}  // namespace variate::cpu

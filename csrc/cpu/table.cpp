@@ -1,0 +1,21 @@
+// The table of one instruction set.
+#include "kernels.h"
+
+namespace variate::cpu::VARIATE_ISA {
+
+extern const Kernels table;
+const Kernels table = {bits,
+                       uniform,
+                       normal,
+                       exponential,
+                       gumbel,
+                       bernoulli,
+                       randint,
+                       categorical,
+                       fold_in,
+                       normal_rsample_kl,
+                       normal_rsample_kl_backward,
+                       bernoulli_nll,
+                       bernoulli_nll_backward};
+
+}  // namespace variate::cpu::VARIATE_ISA

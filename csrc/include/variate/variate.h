@@ -1,0 +1,10 @@
+/* The C API of libvariate: fill a struct, set its struct_size, call, look at the status. */
+#ifndef VARIATE_VARIATE_H
+#define VARIATE_VARIATE_H
+
+#include "core.h"
+#include "elbo.h"
+#include "random.h"
+#include "reparam.h"
+
+#endif
