@@ -164,6 +164,13 @@ def test_settings_follow_the_module_and_keep_their_value():
         assert VAE.mlp(DATA, 8, LATENT, beta=3.0).to_empty(device="cpu").beta == 3.0
 
 
+def test_settings_start_where_the_modules_are(x):
+    model = _vae().double()
+    again = VAE(model.encoder, model.decoder, latent_shape=LATENT, beta=0.5)
+    assert again.beta.dtype == torch.float64
+    assert again(x.to(torch.uint8)).dtype == again.sample(2).dtype == torch.float64
+
+
 def test_loss_is_the_same_call(x, key):
     model = _vae()
     calls = []

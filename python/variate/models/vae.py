@@ -34,6 +34,10 @@ class VAE(nn.Module):
     Wherever noise is drawn, ``key`` fixes it, ``generator`` seeds it, and ``first_sample`` is the index of row 0 in
     the whole batch, so that data-parallel ranks together draw what one process would.
 
+    Raises:
+        TypeError: ``x`` is not such a tensor; a module or a setting has the wrong type.
+        ValueError: shapes do not fit together, a setting is negative or not finite, or the loss is asked of no rows.
+
     Source: Kingma and Welling 2014; Rezende, Mohamed and Wierstra 2014.
     """
 
@@ -54,11 +58,11 @@ class VAE(nn.Module):
         self.decoder = decoder
         self.latent_shape = _as_shape(latent_shape)
         self._seen_shape: tuple[int, ...] | None = None
-        # A model may be built on the meta device, but a setting must keep its value.
-        device = torch.get_default_device()
-        device = torch.device("cpu") if device.type == "meta" else device
-        self._beta = torch.zeros((), device=device)
-        self._free_bits = torch.zeros((), device=device)
+        # The settings live where the modules do, but on the meta device they would lose their value.
+        like = next((p for p in self.parameters() if p.is_floating_point()), torch.empty(0))
+        device = torch.device("cpu") if like.is_meta else like.device
+        self._beta = torch.zeros((), dtype=like.dtype, device=device)
+        self._free_bits = torch.zeros((), dtype=like.dtype, device=device)
         self.beta = beta
         self.free_bits = free_bits
 
