@@ -17,6 +17,7 @@ from .harness import Case, Job, Target, compiled, jobs, matches_twin
 
 SIZES = (1, 64, 2048, 16384, 131072, 1048576, 4194304)
 NEVER_SLOWER_FROM = 2048  # elements
+GPU_SIZE = 2**24  # elements; from here on a GPU is bound by its memory or its arithmetic, not by the launch
 
 
 @dataclass(frozen=True)
@@ -103,20 +104,24 @@ SAMPLERS = [
 ]
 
 
-def promises(n: int, factor: float = 1.0, *, threaded: bool = False) -> tuple[Target, ...]:
+def promises(
+    n: int, factor: float = 1.0, *, threaded: bool = False, binding: str = "bound: philox"
+) -> tuple[Target, ...]:
     """The project's promises for n draws."""
     out = [Target("eager", factor, "forward")] if n >= NEVER_SLOWER_FROM else []
     if threaded:
         out.append(Target("one thread", 1.8, "forward", threads=2))
-    if n >= 2**24:
-        out.append(Target("bound: philox", 0.85, "forward", device="cuda"))
+    if n >= GPU_SIZE:
+        out.append(Target(binding, 0.85, "forward", device="cuda"))
+        out.append(Target("compile", 1.0, "forward", device="cuda"))
     return tuple(out)
 
 
 def draws(sampler: Sampler, n: int, *, headline: bool = False, **options: Any) -> Case:
-    """One sampler at one size; the headline size is also compiled."""
+    """One sampler at one size."""
     threaded = n >= 2**20 and not options
     factor = 3.5 if headline and sampler.name == "normal" else 1.0
+    compilers = n >= GPU_SIZE or factor > 1
     return Case(
         family="random",
         op=sampler.name,
@@ -125,7 +130,7 @@ def draws(sampler: Sampler, n: int, *, headline: bool = False, **options: Any) -
         competitors={
             "ours": sampler.call(ours),
             **sampler.rivals,
-            **(compiled(sampler.rivals["eager"]) if headline and sampler.name == "normal" else {}),
+            **(compiled(sampler.rivals["eager"]) if compilers else {}),
         },
         check=matches_twin(sampler.call(ours), sampler.call(reference)),
         traffic={"forward": n * sampler.dtype.itemsize},
@@ -157,11 +162,12 @@ def bernoulli(n: int, **options: Any) -> Case:
             "ours": ours.bernoulli,
             "eager": torch.bernoulli,
             "expert": lambda probs: (torch.rand_like(probs) < probs).to(probs.dtype),
+            **(compiled(torch.bernoulli) if n >= GPU_SIZE else {}),
         },
         check=matches_twin(ours.bernoulli, reference.bernoulli, exact_inputs=True),
         traffic={"forward": 8 * n},
         words={"forward": n},
-        targets=promises(n, threaded=threaded),
+        targets=promises(n, threaded=threaded, binding="bound: copy"),
         threaded=threaded,
         sweep=not options,
         **options,
@@ -200,8 +206,8 @@ CASES = [
     *(bernoulli(n) for n in SIZES),
     categorical(1024, 10),
     categorical(4096, 256),
-    *(draws(sampler, 2**24, headline=True, devices=("cuda",)) for sampler in SAMPLERS),
-    bernoulli(2**24, devices=("cuda",)),
+    *(draws(sampler, GPU_SIZE, headline=True, devices=("cuda",)) for sampler in SAMPLERS),
+    bernoulli(GPU_SIZE, devices=("cuda",)),
 ]
 
 

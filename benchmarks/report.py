@@ -230,28 +230,24 @@ def _save(plt: Any, figure: Any, path: Path) -> None:
 
 
 def plot_promises(data: dict[str, Any], path: Path) -> bool:
-    """Bars of the measured ratios with quartiles, and a tick at each promise. False if there are none."""
-    bars = [
-        (
-            f"{row['op']} {shape(row)} {mode(row)} vs {target['against']}",
-            row,
-            target,
-        )
+    """The measured ratios with their quartiles, and a tick at each promise. False if there are none."""
+    points = [
+        (f"{row['op']} {shape(row)} {mode(row)} vs {target['against']}", row, target)
         for row in sorted(_measured(data["rows"].values()), key=_order)
         for target in row["targets"]
         if target["against"] in row["ratio"] and not row["sweep"]
     ]
-    if not bars:
+    if not points:
         return False
     plt = _figure()
-    figure, axes = plt.subplots(figsize=(9, 0.6 + 0.28 * len(bars)))
-    for height, (_, row, target) in enumerate(bars):
+    figure, axes = plt.subplots(figsize=(9, 0.6 + 0.28 * len(points)))
+    for height, (_, row, target) in enumerate(points):
         ratio = row["ratio"][target["against"]]
         spread = [[ratio["median"] - ratio["low"]], [ratio["high"] - ratio["median"]]]
         colour = "tab:green" if _met(row, target) else "tab:red"
-        axes.barh(height, ratio["median"], xerr=spread, color=colour, alpha=0.7, height=0.6)
-        axes.plot([target["at_least"]] * 2, [height - 0.4, height + 0.4], color="black", linewidth=1.5)
-    axes.set_yticks(range(len(bars)), [label for label, _, _ in bars])
+        axes.errorbar(ratio["median"], height, xerr=spread, color=colour, marker="o", capsize=3)
+        axes.plot(target["at_least"], height, color="black", marker="|", markersize=12, markeredgewidth=2)
+    axes.set_yticks(range(len(points)), [label for label, _, _ in points])
     axes.set_xscale("log")
     axes.axvline(1, color="grey", linewidth=0.8)
     axes.set_xlabel("times faster than the rival, median of paired ratios and quartiles; black: the promise")
