@@ -120,7 +120,8 @@ def promises(rows: Sequence[Row]) -> Table:
         group = [(row, target) for row, target in group if target["against"] in row["ratio"]]
         if group:
             row, target = min(group, key=lambda pair: pair[0]["ratio"][pair[1]["against"]]["median"])
-            lines.append(_promise(row, target, f"{len(group)} sizes, worst {shape(row)}"))
+            several = f"{len(group)} sizes, worst " if len(group) > 1 else ""
+            lines.append(_promise(row, target, several + shape(row)))
     columns = ("op", "shape", "mode", "against", "ours", "measured", "promised", "met", "bound")
     return Table("Promises", columns, lines)
 

@@ -274,6 +274,7 @@ def test_fake(job, bench):
 
 
 def test_pytest_benchmark_runs_it_and_a_wrong_kernel_fails_the_run(tmp_path):
+    pytest.importorskip("pytest_benchmark")
     (tmp_path / "bench_fake.py").write_text(FAKE_BENCH)
     shown, kept = tmp_path / "shown.json", tmp_path / "kept.json"
     command = [sys.executable, "-m", "pytest", "-q", "--benchmark-only", f"--benchmark-json={shown}"]
