@@ -84,7 +84,7 @@ def load(path: str | os.PathLike[str]) -> Checkpoint:
     try:
         with safetensors.safe_open(path, framework="pt", device="cpu") as file:
             header = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, it is no dict
+            tensors = {name: file.get_tensor(name) for name in file.keys()}
     except safetensors.SafetensorError as error:
         cause = "is truncated or damaged" if looks_right else "is not a safetensors file"
         raise CheckpointError(f"{path} {cause} ({error})") from None
@@ -94,7 +94,7 @@ def load(path: str | os.PathLike[str]) -> Checkpoint:
 
 
 def pack(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """``model.<name>`` for the state dict, ``optimizer.<entry>.<name>`` for the optimizer's tensors of each parameter.
+    """``model.<name>``: the state dict; ``optimizer.<entry>.<name>``: the optimizer's state per parameter.
 
     Hyperparameters such as the learning rate are not state: they belong to whoever builds the optimizer.
     """
@@ -115,7 +115,7 @@ def unpack(
     optimizer: torch.optim.Optimizer | None = None,
     source: str | os.PathLike[str] = "checkpoint",
 ) -> None:
-    """Put what :func:`pack` gave back into a model, and its optimizer. All is checked before anything is changed.
+    """Put what :func:`pack` gave back into a model and its optimizer; all is checked before anything changes.
 
     Raises:
         CheckpointError: names or shapes are those of another model; ``source`` is what the message calls it.

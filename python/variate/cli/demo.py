@@ -1,4 +1,4 @@
-"""``python -m variate demo``: one autoencoder, trained with stock PyTorch and with the fused ops, side by side."""
+"""``python -m variate demo``: one autoencoder trained twice, with stock PyTorch and with the fused ops."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ BATCH = 128
 _LOSS_TOLERANCE = 1e-5  # relative, over the first 50 losses with equal noise
 _ELBO_TOLERANCE = 5e-3  # relative, of the final test ELBOs with each side's own noise
 _TIME = (
-    "ms per step: the median over blocks of one epoch, which alternate between the two; a step is forward, backward and "
-    "Adam, with batches prepared before, and each side draws its own noise. Ratio: stock time over ours, the median and "
-    "the quartiles of the paired blocks."
+    "ms per step: the median over blocks of one epoch, which alternate between the two; a step is forward, "
+    "backward and Adam, with batches prepared before, and each side draws its own noise. Ratio: stock time "
+    "over ours, the median and the quartiles of the paired blocks."
 )
 _MEMORY = (
     "Peak MiB: the largest resident set of a fresh process that trains one epoch, Python and torch included; "
@@ -67,7 +67,7 @@ class Side:
         self.losses.append(torch.stack(losses).mean().item())
 
     def judged(self) -> VAE:
-        """The model as the one evaluator takes it: both sides are judged by the same code, images and noise."""
+        """The model as the evaluator takes it: the same code, images and noise judge both sides."""
         return VAE(self.model.encoder, self.model.decoder, latent_shape=20)
 
 
@@ -75,8 +75,8 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     command = commands.add_parser(
         "demo",
         help="train on real digits with stock PyTorch and with the fused ops, side by side",
-        description="Train a variational autoencoder, 784-400-20, on the shipped MNIST digits twice: stock PyTorch, and the "
-        "fused ops. Prints a table, writes report.html, and fails if the two do not agree.",
+        description="Train a variational autoencoder, 784-400-20, on the shipped MNIST digits twice: "
+        "with stock PyTorch and with the fused ops. Print a table, write report.html, and fail if they disagree.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     command.add_argument(
@@ -93,9 +93,9 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
 
 
 def agreement(seed: int, steps: int = 50) -> float:
-    """The largest relative difference of the first losses when the stock training gets the fused run's noise.
+    """The largest relative difference of the first losses, where stock training gets the fused run's noise.
 
-    The stock side takes its noise from the plain-PyTorch reference, whose generator is its own, not our kernel.
+    The stock side takes it from the plain-PyTorch reference, whose generator is its own, not our kernel.
     """
     sides, digits = sides_of(seed), Digits(seed)
     worst = 0.0
@@ -115,7 +115,8 @@ def _run(args: argparse.Namespace) -> int:
     require("matplotlib.figure")  # rather now than after the training
     args.out.mkdir(parents=True, exist_ok=True)
     console.print(
-        f"VAE 784-400-20, batch {BATCH}, fused Adam, {args.epochs} epochs, CPU threads: {torch.get_num_threads()}"
+        f"VAE 784-400-20, batch {BATCH}, fused Adam, {args.epochs} epochs, "
+        f"CPU threads: {torch.get_num_threads()}"
     )
     console.print(f"binarisation: {BINARISATION}")
 
@@ -136,8 +137,8 @@ def _run(args: argparse.Namespace) -> int:
         f"Test ELBO: 16 draws of z per digit, one evaluator for both. Binarisation: {BINARISATION}.",
     ]
     lead = (
-        f"784-400-20 with a Bernoulli likelihood, on {len(digits)} MNIST digits: batch {BATCH}, Adam, {args.epochs} epochs, "
-        f"CPU threads {torch.get_num_threads()}, seed {args.seed}."
+        f"784-400-20 with a Bernoulli likelihood, on {len(digits)} MNIST digits: batch {BATCH}, fused Adam, "
+        f"{args.epochs} epochs, CPU threads: {torch.get_num_threads()}, seed {args.seed}."
     )
     parts = [
         report.table(header, rows),

@@ -1,4 +1,4 @@
-"""The digits as the commands use them: binarised, shuffled and evaluated with keys, so that every run can be repeated."""
+"""The digits as the commands use them: binarised and shuffled by keys, so that every run can be repeated."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ..models import VAE
 __all__ = ["BINARISATION", "Digits", "evaluate"]
 
 # Results move by about 2 nats between kinds of binarisation, so outputs always name it.
-BINARISATION = "train: dynamic, one Bernoulli draw per epoch; validation and test: fixed, one Bernoulli draw for all runs"
+BINARISATION = "train dynamic, one Bernoulli draw per epoch; validation and test fixed, one draw for all runs"
 
 # Not the run's seed: every run is judged on the same binary images, with the same noise.
 _EVALUATION_SEED = 1998

@@ -7,7 +7,6 @@ import importlib.metadata
 import platform
 
 import torch
-
 import variate
 
 __all__ = ["add_command", "versions"]

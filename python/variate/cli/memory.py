@@ -17,8 +17,8 @@ __all__ = ["measure"]
 def measure(name: str, threads: int) -> tuple[float, float]:
     """(peak, growth) in MiB of a process that trains ``"stock"`` or ``"fused"`` for one epoch.
 
-    The peak is the largest resident set, Python and torch included; the growth is the part above what was resident
-    when the training began.
+    The peak is the largest resident set, Python and torch included; the growth is the part above what was
+    resident when the training began.
     """
     command = [sys.executable, "-m", __name__, name, str(threads)]
     child = subprocess.run(command, capture_output=True, text=True)

@@ -12,11 +12,14 @@ from .._optional import require
 __all__ = ["curves", "heading", "page", "paragraphs", "picture", "table", "verdicts"]
 
 _STYLE = """
-:root { color-scheme: light dark; --ink: #1c2127; --soft: #68727d; --line: #dfe3e8; --paper: #ffffff; --good: #1a7f4b; --bad: #c4314b; }
+:root { color-scheme: light dark;
+  --ink: #1c2127; --soft: #68727d; --line: #dfe3e8; --paper: #ffffff; --good: #1a7f4b; --bad: #c4314b; }
 @media (prefers-color-scheme: dark) {
-  :root { --ink: #e4e8ec; --soft: #98a2ad; --line: #313841; --paper: #14171b; --good: #4fc387; --bad: #ff6f86; }
+  :root {
+    --ink: #e4e8ec; --soft: #98a2ad; --line: #313841; --paper: #14171b; --good: #4fc387; --bad: #ff6f86; }
 }
-body { margin: 0 auto; max-width: 60rem; padding: 2.5rem 1.25rem 4rem; color: var(--ink); background: var(--paper);
+body { margin: 0 auto; max-width: 60rem; padding: 2.5rem 1.25rem 4rem;
+  color: var(--ink); background: var(--paper);
   font: 16px/1.55 system-ui, sans-serif; }
 h1 { font-size: 1.7rem; line-height: 1.25; margin: 0 0 .4rem; }
 h2 { font-size: 1.15rem; margin: 2.4rem 0 .6rem; }
@@ -24,10 +27,12 @@ p { margin: .5rem 0; max-width: 46rem; }
 .soft, figcaption { color: var(--soft); font-size: .9rem; }
 .wide { overflow-x: auto; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
-th, td { padding: .45rem 1.3rem .45rem 0; text-align: left; border-bottom: 1px solid var(--line); white-space: nowrap; }
+th, td { padding: .45rem 1.3rem .45rem 0; text-align: left; white-space: nowrap;
+  border-bottom: 1px solid var(--line); }
 th { color: var(--soft); font-weight: 500; }
 figure { margin: .8rem 0; }
-figure.half { display: inline-block; width: calc(50% - .6rem); min-width: 20rem; margin-right: .4rem; vertical-align: top; }
+figure.half { display: inline-block; width: calc(50% - .6rem); min-width: 20rem; margin-right: .4rem;
+  vertical-align: top; }
 img, svg { width: 100%; height: auto; display: block; }
 img { image-rendering: pixelated; border-radius: 4px; }
 ul { list-style: none; padding: 0; margin: .4rem 0; }

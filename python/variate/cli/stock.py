@@ -10,7 +10,7 @@ __all__ = ["StockVAE"]
 
 
 class StockVAE(nn.Module):
-    """784-400-20 with parameters named as in ``VAE.mlp()``. ``forward(x)`` returns the loss, the mean over the batch."""
+    """784-400-20, parameters named as in ``VAE.mlp()``; ``forward(x)`` is the loss, a mean over the batch."""
 
     def __init__(self) -> None:
         super().__init__()

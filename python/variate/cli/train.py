@@ -39,8 +39,8 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     command = commands.add_parser(
         "train",
         help="train a model on the shipped MNIST digits",
-        description=f"Train a model on the shipped MNIST digits. Binarisation: {BINARISATION}. Run the same command again "
-        "with more epochs to go on from the checkpoint in DIR.",
+        description=f"Train a model on the shipped MNIST digits. Binarisation: {BINARISATION}. "
+        "Run the same command again with more epochs to go on from the checkpoint in DIR.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     command.add_argument("model", choices=["vae"], help="vae: 784-400-20, Bernoulli likelihood")
@@ -86,7 +86,7 @@ def _run(args: argparse.Namespace) -> int:
 def train(
     settings: Settings, epochs: int, out: Path, device: torch.device | str = "cpu"
 ) -> list[dict[str, Any]]:
-    """Train until ``epochs`` are done in all, from the checkpoint in ``out`` if there is one; return the history."""
+    """Train until ``epochs`` are done in all, from the checkpoint in ``out`` if any; return the history."""
     progress_bar = require("rich.progress")
     require("matplotlib.image")  # rather now than after the first epoch
     console = require("rich.console").Console(highlight=False, soft_wrap=True)
@@ -126,19 +126,16 @@ def train(
             train_loss = total.item() / sum(map(len, batches))
             if not math.isfinite(train_loss):
                 raise CommandError(
-                    f"the loss of epoch {epoch + 1} is {train_loss}: try a smaller --lr; the checkpoint is kept"
+                    f"the loss of epoch {epoch + 1} is {train_loss}: try a smaller --lr (it was not saved)"
                 )
-            history.append(
-                {"epoch": epoch + 1, "train_loss": train_loss, "validation_elbo": evaluate(model, validation)}
-            )
+            elbo = evaluate(model, validation)
+            history.append({"epoch": epoch + 1, "train_loss": train_loss, "validation_elbo": elbo})
             _save(out, settings, history, model, optimizer, validation)
             console.print(
-                "epoch {epoch:3d}   train loss {train_loss:8.3f}   validation ELBO {validation_elbo:8.3f}".format(
-                    **history[-1]
-                )
+                f"epoch {epoch + 1:3d}   train loss {train_loss:8.3f}   validation ELBO {elbo:8.3f}"
             )
     console.print(f"test ELBO {evaluate(model, test):.3f} nats (fixed binarisation, {len(history)} epochs)")
-    console.print(f"wrote checkpoint.safetensors, samples.png and reconstructions.png to {out}")
+    console.print(f"checkpoint.safetensors, samples.png and reconstructions.png are in {out}")
     return history
 
 
@@ -167,7 +164,7 @@ def _save(
     optimizer: torch.optim.Optimizer,
     validation: Tensor,
 ) -> None:
-    # Noise depends on the seed, the epoch and the step alone: settings and history are the whole generator state.
+    # Noise depends on the seed, epoch and step alone: settings and history are the whole generator state.
     metadata = {"settings": asdict(settings), "history": history, "binarisation": BINARISATION}
     checkpoint.save(out / "checkpoint.safetensors", checkpoint.pack(model, optimizer), metadata)
     with torch.no_grad():

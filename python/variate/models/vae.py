@@ -15,28 +15,32 @@ __all__ = ["VAE"]
 
 
 class VAE(nn.Module):
-    """loss(x) = mean over the batch of  -log p(x | z) + beta KL(q(z | x) || N(0, I)),   z = mean + exp(log_var / 2) eps.
+    """loss(x) = mean over the batch of  -log p(x | z) + beta KL(q(z | x) || N(0, I)).
+
+    q(z | x) is Normal(mean, exp(log_var)), of which each x gets one draw: z = mean + exp(log_var / 2) eps.
 
     Args:
-        encoder: a module; ``encoder(x)`` returns ``(mean, log_var)``, or one tensor that is chunked in two along
-            dimension 1.
-        decoder: a module; ``decoder(z)`` returns Bernoulli logits, shaped as x, or one of the two flat [B, D].
-        latent_shape: the shape of one z, an int or a tuple, for :meth:`sample`. Left out, it is learnt from the
-            encoder's latest output.
+        encoder: a module; ``encoder(x)`` returns ``(mean, log_var)``, or one tensor that is chunked in two
+            along dimension 1.
+        decoder: a module; ``decoder(z)`` returns Bernoulli logits, shaped as x, or either is flat [B, D].
+        latent_shape: the shape of one z, an int or a tuple, for :meth:`sample`. Left out, it is learnt from
+            the encoder's latest output.
         beta: the weight of the KL (Higgins et al. 2017), at least 0.
         free_bits: the least KL in nats that each latent element is charged (Kingma et al. 2016), at least 0.
 
-    ``x`` is a float tensor with values in [0, 1], or uint8 or bool with values 0 and 1 (the encoder then sees it as
-    float). Its first dimension is the batch. ``beta`` and ``free_bits`` may be set at any time, to a float or a 0-d tensor,
-    and are kept as 0-d tensors at one address: a compiled or captured training step sees the new value, and is not
-    compiled again. They are settings, not state: the state dict holds the submodules' parameters and buffers only.
+    ``x`` is a float tensor with values in [0, 1], or uint8 or bool with values 0 and 1 (the encoder then sees
+    it as float). Its first dimension is the batch. ``beta`` and ``free_bits`` may be set at any time, to a
+    float or a 0-d tensor, and are kept as 0-d tensors at one address: a compiled or captured training step
+    sees the new value, and is not compiled again. They are settings, not state: the state dict holds the
+    submodules' parameters and buffers only.
 
-    Wherever noise is drawn, ``key`` fixes it, ``generator`` seeds it, and ``first_sample`` is the index of row 0 in
-    the whole batch, so that data-parallel ranks together draw what one process would.
+    Wherever noise is drawn, ``key`` fixes it, ``generator`` seeds it, and ``first_sample`` is the index of
+    row 0 in the whole batch, so that data-parallel ranks together draw what one process would.
 
     Raises:
         TypeError: ``x`` is not such a tensor; a module or a setting has the wrong type.
-        ValueError: shapes do not fit together, a setting is negative or not finite, or the loss is asked of no rows.
+        ValueError: shapes do not fit together, a setting is negative or not finite, or the loss is asked of
+            an empty batch.
 
     Source: Kingma and Welling 2014; Rezende, Mohamed and Wierstra 2014.
     """
@@ -68,7 +72,7 @@ class VAE(nn.Module):
 
     @classmethod
     def mlp(cls, data_dim: int = 784, hidden: int = 400, latent: int = 20, **options: Any) -> VAE:
-        """The classic: one hidden ReLU layer on each side, data_dim - hidden - latent. Takes x as [B, data_dim] or as images."""
+        """data_dim - hidden - latent, one hidden ReLU layer on each side; x is [B, data_dim], or images."""
         for name, value in (("data_dim", data_dim), ("hidden", hidden), ("latent", latent)):
             _check_count(name, value, least=1)
         encoder = nn.Sequential(
@@ -119,7 +123,10 @@ class VAE(nn.Module):
         generator: torch.Generator | None = None,
         first_sample: int = 0,
     ) -> Tensor:
-        """The same call as ``model(x)``. Under DistributedDataParallel call the wrapper itself: only that averages gradients."""
+        """The same call as ``model(x)``.
+
+        Under DistributedDataParallel call the wrapper itself: only that averages the gradients.
+        """
         return self(x, key=key, generator=generator, first_sample=first_sample)
 
     def elbo(
@@ -130,7 +137,7 @@ class VAE(nn.Module):
         generator: torch.Generator | None = None,
         first_sample: int = 0,
     ) -> Tensor:
-        """log p(x | z) - KL(q(z | x) || p(z)), [B], in nats: the bound itself, whatever beta and free bits are."""
+        """log p(x | z) - KL(q(z | x) || N(0, I)), [B] nats: the bound, whatever beta and free bits are."""
         nll, kl = self._terms(x, 0.0, key, generator, first_sample)
         return -(nll + kl)
 
@@ -199,8 +206,8 @@ class VAE(nn.Module):
             self._seen_shape = tuple(mean.shape[1:])
         elif tuple(mean.shape[1:]) != self.latent_shape:
             raise ValueError(
-                f"encoder: latent_shape is {self.latent_shape}, so mean should be {('B', *self.latent_shape)}, "
-                f"got {tuple(mean.shape)}"
+                f"encoder: latent_shape is {self.latent_shape}, so mean should be "
+                f"{('B', *self.latent_shape)}, got {tuple(mean.shape)}"
             )
         return mean, log_var
 
@@ -220,8 +227,8 @@ class VAE(nn.Module):
         return functional.bernoulli_nll(logits, _matching(x, logits)), kl
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> VAE:
-        # Plain tensors, not buffers: DistributedDataParallel would broadcast buffers before every step. The copy
-        # keeps the value where fn does not (to_empty).
+        # Not buffers, which DistributedDataParallel would broadcast before every step. The copy keeps the
+        # value where fn does not (to_empty).
         super()._apply(fn, recurse)
         with torch.no_grad():
             self._beta = fn(self._beta).copy_(self._beta)
@@ -246,12 +253,13 @@ def _assign(name: str, setting: Tensor, value: float | Tensor) -> None:
 
 
 def _matching(x: Tensor, logits: Tensor) -> Tensor:
-    """x as the target of logits: the same shape, where one of the two may be flat. Other reshapes would hide mistakes."""
+    """x as the target of logits: of one shape, or one of the two flat. Other reshapes would hide mistakes."""
     if x.shape != logits.shape:
         flat = x.dim() == 2 or logits.dim() == 2
         if not (flat and x.shape[:1] == logits.shape[:1] and x.numel() == logits.numel()):
             raise ValueError(
-                f"decoder: expected logits shaped as x, {tuple(x.shape)}, or one of the two flat, got {tuple(logits.shape)}"
+                f"decoder: expected logits shaped as x, {tuple(x.shape)}, or one of the two flat, "
+                f"got {tuple(logits.shape)}"
             )
         x = x.reshape(logits.shape)
     return x.to(torch.uint8) if x.dtype == torch.bool else x
