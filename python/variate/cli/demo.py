@@ -76,7 +76,7 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
         "demo",
         help="train on real digits with stock PyTorch and with the fused ops, side by side",
         description="Train a variational autoencoder, 784-400-20, on the shipped MNIST digits twice: "
-        "with stock PyTorch and with the fused ops. Print a table, write report.html, and fail if they disagree.",
+        "with stock PyTorch and with the fused ops. Print a table, write report.html, fail if they disagree.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     command.add_argument(
