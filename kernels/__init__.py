@@ -1,0 +1,22 @@
+"""The Triton kernels: one function per op, with the schema of `variate::<op>`. They import triton."""
+
+from .elbo import bernoulli_nll, bernoulli_nll_backward
+from .random import bernoulli, bits, categorical, exponential, fold_in, gumbel, normal, randint, uniform
+from .reparam import normal_rsample, normal_rsample_kl, normal_rsample_kl_backward
+
+__all__ = [
+    "bernoulli",
+    "bernoulli_nll",
+    "bernoulli_nll_backward",
+    "bits",
+    "categorical",
+    "exponential",
+    "fold_in",
+    "gumbel",
+    "normal",
+    "normal_rsample",
+    "normal_rsample_kl",
+    "normal_rsample_kl_backward",
+    "randint",
+    "uniform",
+]

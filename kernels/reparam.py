@@ -1,0 +1,239 @@
+"""Reparameterised sampling, and its Kullback-Leibler divergence; the twin of variate/math/reparam.hpp.
+
+Source: Kingma and Welling, "Auto-encoding variational Bayes", 2014, section 2.4 and appendix B.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .elementary import exp, exponential
+from .philox import load_key
+from .random import tile_normals
+from .tiles import (
+    compute_dtype,
+    launch_row_sums,
+    launch_tiles,
+    load_column,
+    load_tile,
+    rows_and_cols,
+    store_row_sums,
+    store_tile,
+    tile_mask,
+    tile_start,
+    view,
+)
+
+
+@triton.jit
+def spread(log_var):
+    """sigma = exp(log_var / 2), and sigma^2 - 1 without cancellation near log_var = 0."""
+    sigma, sigma_minus_1 = exponential(0.5 * log_var)
+    return sigma, sigma_minus_1 * (sigma + 1.0)
+
+
+@triton.jit
+def standard_normal_kl(mean, log_var, variance_minus_1):
+    """KL(N(mean, e^log_var) || N(0, 1)) = (mean^2 + (sigma^2 - 1) - log_var) / 2."""
+    return 0.5 * tl.fma(mean, mean, variance_minus_1 - log_var)
+
+
+@triton.jit
+def normal_kl(mean, log_var, prior_mean, prior_log_var):
+    """KL(N(mean, e^log_var) || N(prior_mean, e^prior_log_var)) = (distance + ratio_minus_1 - log ratio) / 2.
+
+    d kl / d mean = scaled = -d kl / d prior_mean, d kl / d log_var = ratio_minus_1 / 2,
+    d kl / d prior_log_var = -(ratio_minus_1 + distance) / 2.
+    """
+    difference = mean - prior_mean
+    scaled = difference * exp(-prior_log_var)
+    log_ratio = log_var - prior_log_var
+    ratio_minus_1 = spread(log_ratio)[1]
+    distance = difference * scaled
+    return 0.5 * (distance + (ratio_minus_1 - log_ratio)), scaled, ratio_minus_1, distance
+
+
+@triton.jit
+def least_kl(free_bits, DTYPE: tl.constexpr):
+    """Free bits, a number or a pointer to one, as the bound that holds kl up, if they are positive.
+
+    kl < bound: held, and no gradient passes. A NaN is never held.
+    """
+    if free_bits.dtype.is_ptr():
+        free_bits = tl.load(free_bits)
+    free_bits = free_bits.to(DTYPE)
+    return tl.where(free_bits > 0.0, free_bits, float("-inf"))
+
+
+@triton.jit(do_not_specialize=["first_sample"])
+def _normal_rsample_kernel(key, first_sample, mean, log_var, z, rows, cols, ROWS: tl.constexpr,
+                           COLS: tl.constexpr, BATCHED: tl.constexpr, DTYPE: tl.constexpr):  # fmt: skip
+    """z = mean + exp(log_var / 2) eps."""
+    first_row, first_col = tile_start(cols, ROWS, COLS)
+    mask = tile_mask(first_row, first_col, rows, cols, ROWS, COLS)
+    m = load_tile(mean, first_row, first_col, mask, DTYPE)
+    v = load_tile(log_var, first_row, first_col, mask, DTYPE)
+    seed, offset, sample = load_key(key, first_row + tl.arange(0, ROWS), rows, first_sample, BATCHED)
+    eps = tile_normals(seed, offset, sample, first_col, COLS).to(DTYPE)
+    store_tile(z, cols, first_row, first_col, mask, tl.fma(exp(0.5 * v), eps, m))
+
+
+def normal_rsample(mean: Tensor, log_var: Tensor, key: Tensor, first_sample: int) -> Tensor:
+    """variate::normal_rsample"""
+    z = torch.empty(mean.shape, dtype=torch.promote_types(mean.dtype, log_var.dtype), device=mean.device)
+    if z.numel() > 0:
+        rows, cols = rows_and_cols(mean.shape)
+        launch_tiles(
+            _normal_rsample_kernel, rows, cols, key.contiguous(), first_sample, view(mean, rows),
+            view(log_var, rows), z, device=z.device, BATCHED=key.dim() > 1,
+            DTYPE=compute_dtype(mean, log_var)[1],
+        )  # fmt: skip
+    return z
+
+
+@triton.jit(do_not_specialize=["first_sample"])
+def _normal_rsample_kl_kernel(key, first_sample, mean, log_var, prior_mean, prior_log_var, free_bits, z, kl,
+                              rows, cols, ROWS: tl.constexpr, COLS: tl.constexpr, STEPS: tl.constexpr,
+                              BATCHED: tl.constexpr, DTYPE: tl.constexpr):  # fmt: skip
+    """z = mean + exp(log_var / 2) eps, and kl[r, chunk] = a sum of max(KL, free_bits)."""
+    first_row, first_col = tile_start(cols, ROWS, COLS * STEPS)
+    seed, offset, sample = load_key(key, first_row + tl.arange(0, ROWS), rows, first_sample, BATCHED)
+    total = tl.zeros([ROWS, COLS], DTYPE)
+    for step in range(STEPS):
+        col = first_col + step * COLS
+        mask = tile_mask(first_row, col, rows, cols, ROWS, COLS)
+        m = load_tile(mean, first_row, col, mask, DTYPE)
+        v = load_tile(log_var, first_row, col, mask, DTYPE)
+        sigma, variance_minus_1 = spread(v)
+        if prior_mean is None and prior_log_var is None:
+            term = standard_normal_kl(m, v, variance_minus_1)
+        else:
+            pm = load_tile(prior_mean, first_row, col, mask, DTYPE)
+            pv = load_tile(prior_log_var, first_row, col, mask, DTYPE)
+            term = normal_kl(m, v, pm, pv)[0]
+        if free_bits is not None:
+            least = least_kl(free_bits, DTYPE)
+            term = tl.where(term < least, least, term)
+        total += tl.where(mask, term, 0.0)
+        eps = tile_normals(seed, offset, sample, col, COLS).to(DTYPE)
+        store_tile(z, cols, first_row, col, mask, tl.fma(sigma, eps, m))
+    store_row_sums(kl, total, first_row, first_col, rows, cols, STEPS)
+
+
+def _scalar(
+    free_bits: Tensor | float | None, dtype: torch.dtype, device: torch.device
+) -> Tensor | float | None:
+    """Free bits as a kernel takes them, without a host sync: where they lie on its device, else by value."""
+    if free_bits is None or (isinstance(free_bits, Tensor) and free_bits.device == device):
+        return free_bits
+    value = float(free_bits)
+    # By value they have float32's precision.
+    return torch.full((), value, dtype=dtype, device=device) if dtype == torch.float64 else value
+
+
+def normal_rsample_kl(
+    mean: Tensor,
+    log_var: Tensor,
+    prior_mean: Tensor | None,
+    prior_log_var: Tensor | None,
+    free_bits: Tensor | float | None,
+    key: Tensor,
+    first_sample: int,
+) -> tuple[Tensor, Tensor]:
+    """variate::normal_rsample_kl"""
+    rows, cols = rows_and_cols(mean.shape)
+    dtype, compute = compute_dtype(mean, log_var, prior_mean, prior_log_var)
+    z = torch.empty(mean.shape, dtype=torch.promote_types(mean.dtype, log_var.dtype), device=mean.device)
+    if z.numel() == 0:
+        return z, torch.zeros(rows, dtype=dtype, device=mean.device)
+    kl = torch.empty(rows, dtype=dtype, device=mean.device)
+    launch_row_sums(
+        _normal_rsample_kl_kernel, rows, cols, key.contiguous(), first_sample, view(mean, rows),
+        view(log_var, rows), view(prior_mean, rows), view(prior_log_var, rows),
+        _scalar(free_bits, dtype, mean.device), z, out=kl, BATCHED=key.dim() > 1, DTYPE=compute,
+    )  # fmt: skip
+    return z, kl
+
+
+@triton.jit(do_not_specialize=["first_sample"])
+def _normal_rsample_kl_backward_kernel(key, first_sample, grad_z, grad_kl, mean, log_var, prior_mean,
+                                       prior_log_var, free_bits, grad_mean, grad_log_var, grad_prior_mean,
+                                       grad_prior_log_var, rows, cols, ROWS: tl.constexpr,
+                                       COLS: tl.constexpr, BATCHED: tl.constexpr, DTYPE: tl.constexpr):  # fmt: skip
+    """grad_mean = grad_z + g d kl / d mean, grad_log_var = grad_z sigma eps / 2 + g d kl / d log_var, ...
+
+    g = grad_kl, and 0 where free bits hold kl up. eps is drawn again.
+    """
+    first_row, first_col = tile_start(cols, ROWS, COLS)
+    mask = tile_mask(first_row, first_col, rows, cols, ROWS, COLS)
+    m = load_tile(mean, first_row, first_col, mask, DTYPE)
+    v = load_tile(log_var, first_row, first_col, mask, DTYPE)
+    sigma, variance_minus_1 = spread(v)
+    d_mean = load_tile(grad_z, first_row, first_col, mask, DTYPE)
+    d_log_var = tl.zeros([ROWS, COLS], DTYPE)
+    if grad_z is not None:
+        seed, offset, sample = load_key(key, first_row + tl.arange(0, ROWS), rows, first_sample, BATCHED)
+        eps = tile_normals(seed, offset, sample, first_col, COLS).to(DTYPE)
+        d_log_var = 0.5 * d_mean * eps * sigma
+    if grad_kl is not None:
+        if prior_mean is None and prior_log_var is None:
+            kl = standard_normal_kl(m, v, variance_minus_1)
+            scaled = m
+            ratio_minus_1 = variance_minus_1
+            distance = m * m
+        else:
+            pm = load_tile(prior_mean, first_row, first_col, mask, DTYPE)
+            pv = load_tile(prior_log_var, first_row, first_col, mask, DTYPE)
+            kl, scaled, ratio_minus_1, distance = normal_kl(m, v, pm, pv)
+        g = load_column(grad_kl, first_row, rows, ROWS, DTYPE)
+        if free_bits is not None:
+            g = tl.where(kl < least_kl(free_bits, DTYPE), 0.0, g)
+        d_mean = tl.fma(g, scaled, d_mean)
+        d_log_var = tl.fma(0.5 * g, ratio_minus_1, d_log_var)
+        if grad_prior_mean is not None:
+            store_tile(grad_prior_mean, cols, first_row, first_col, mask, -g * scaled)
+        if grad_prior_log_var is not None:
+            d_prior_log_var = -0.5 * g * (ratio_minus_1 + distance)
+            store_tile(grad_prior_log_var, cols, first_row, first_col, mask, d_prior_log_var)
+    store_tile(grad_mean, cols, first_row, first_col, mask, d_mean)
+    store_tile(grad_log_var, cols, first_row, first_col, mask, d_log_var)
+
+
+def normal_rsample_kl_backward(
+    grad_z: Tensor | None,
+    grad_kl: Tensor | None,
+    mean: Tensor,
+    log_var: Tensor,
+    prior_mean: Tensor | None,
+    prior_log_var: Tensor | None,
+    free_bits: Tensor | float | None,
+    key: Tensor,
+    first_sample: int,
+    prior_needs_grad: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """variate::normal_rsample_kl_backward"""
+    rows, cols = rows_and_cols(mean.shape)
+    dtype, compute = compute_dtype(mean, log_var, prior_mean, prior_log_var)
+    # Without grad_kl no kernel writes the prior's gradients.
+    empty = torch.empty if grad_kl is not None else torch.zeros
+    grad_mean = torch.empty(mean.shape, dtype=mean.dtype, device=mean.device)
+    grad_log_var = torch.empty(log_var.shape, dtype=log_var.dtype, device=mean.device)
+    grad_priors = [
+        empty(prior.shape, dtype=prior.dtype, device=mean.device)
+        if prior_needs_grad and prior is not None
+        else None
+        for prior in (prior_mean, prior_log_var)
+    ]
+    if mean.numel() > 0:
+        launch_tiles(
+            _normal_rsample_kl_backward_kernel, rows, cols, key.contiguous(), first_sample,
+            view(grad_z, rows), None if grad_kl is None else (grad_kl, grad_kl.stride(0)), view(mean, rows),
+            view(log_var, rows), view(prior_mean, rows), view(prior_log_var, rows),
+            _scalar(free_bits, dtype, mean.device), grad_mean, grad_log_var, *grad_priors,
+            device=mean.device, BATCHED=key.dim() > 1, DTYPE=compute,
+        )  # fmt: skip
+    grad_prior_mean, grad_prior_log_var = (mean.new_empty(0) if g is None else g for g in grad_priors)
+    return grad_mean, grad_log_var, grad_prior_mean, grad_prior_log_var

@@ -1,0 +1,70 @@
+"""Registers the Triton kernels: each as the op `variate::triton_<op>`, and as `variate::<op>` where that has no CUDA.
+
+A kernel is imported when its op is first called, so that importing the package costs nothing and needs no Triton.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+
+_DRAW = "(SymInt[] size, ScalarType dtype, Tensor key, SymInt first_sample) -> Tensor"
+
+# The schemas of the ops that have a Triton kernel, equal to those of `variate::<op>`.
+SCHEMAS = {
+    "bits": "(SymInt[] size, Tensor key, SymInt first_sample) -> Tensor",
+    "uniform": _DRAW,
+    "normal": _DRAW,
+    "exponential": _DRAW,
+    "gumbel": _DRAW,
+    "bernoulli": "(Tensor probs, ScalarType dtype, Tensor key, SymInt first_sample) -> Tensor",
+    "randint": "(SymInt low, SymInt high, SymInt[] size, Tensor key, SymInt first_sample) -> Tensor",
+    "categorical": "(Tensor logits, Tensor key, SymInt first_sample) -> Tensor",
+    "fold_in": "(Tensor keys, Tensor data) -> Tensor",
+    "normal_rsample": "(Tensor mean, Tensor log_var, Tensor key, SymInt first_sample) -> Tensor",
+    "normal_rsample_kl": (
+        "(Tensor mean, Tensor log_var, Tensor? prior_mean, Tensor? prior_log_var, Tensor? free_bits, Tensor key,"
+        " SymInt first_sample) -> (Tensor, Tensor)"
+    ),
+    "normal_rsample_kl_backward": (
+        "(Tensor? grad_z, Tensor? grad_kl, Tensor mean, Tensor log_var, Tensor? prior_mean,"
+        " Tensor? prior_log_var, Tensor? free_bits, Tensor key, SymInt first_sample, bool prior_needs_grad)"
+        " -> (Tensor, Tensor, Tensor, Tensor)"
+    ),
+    "bernoulli_nll": "(Tensor logits, Tensor target) -> Tensor",
+    "bernoulli_nll_backward": (
+        "(Tensor grad_nll, Tensor logits, Tensor target, bool target_needs_grad) -> (Tensor, Tensor)"
+    ),
+}
+
+_library = torch.library.Library("variate", "FRAGMENT")
+
+
+def _launcher(name: str) -> Callable[..., Any]:
+    def launch(*args: Any) -> Any:
+        from . import kernels
+
+        return getattr(kernels, name)(*args)
+
+    return launch
+
+
+def register(fakes: Mapping[str, Callable[..., Any]], *, cuda_built: bool) -> bool:
+    """Register every kernel whose fake implementation is given, by op name. False where there is no Triton.
+
+    cuda_built: whether the library brought CUDA kernels of its own for `variate::<op>`.
+    """
+    if importlib.util.find_spec("triton") is None:
+        return False
+    for name, fake in fakes.items():
+        if name not in SCHEMAS:
+            continue
+        _library.define(f"triton_{name}{SCHEMAS[name]}")
+        _library.impl(f"triton_{name}", _launcher(name), "CUDA")
+        torch.library.register_fake(f"variate::triton_{name}", fake, lib=_library)
+        if not cuda_built:
+            _library.impl(name, _launcher(name), "CUDA")
+    return True
