@@ -161,8 +161,8 @@ def normal_rsample_kl(
 @triton.jit(do_not_specialize=["first_sample"])
 def _normal_rsample_kl_backward_kernel(key, first_sample, grad_z, grad_kl, mean, log_var, prior_mean,
                                        prior_log_var, free_bits, grad_mean, grad_log_var, grad_prior_mean,
-                                       grad_prior_log_var, rows, cols, ROWS: tl.constexpr,
-                                       COLS: tl.constexpr, BATCHED: tl.constexpr, DTYPE: tl.constexpr):  # fmt: skip
+                                       grad_prior_log_var, rows, cols, ROWS: tl.constexpr, COLS: tl.constexpr,
+                                       BATCHED: tl.constexpr, DTYPE: tl.constexpr):  # fmt: skip
     """grad_mean = grad_z + g d kl / d mean, grad_log_var = grad_z sigma eps / 2 + g d kl / d log_var, ...
 
     g = grad_kl, and 0 where free bits hold kl up. eps is drawn again.

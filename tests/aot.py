@@ -1,4 +1,4 @@
-"""Compile the kernels that a call would launch, ahead of time and without a GPU, and read what the compiler made.
+"""Compile the kernels that a call would launch, without a GPU, and read what the compiler made of them.
 
     kernels = compiled(80, lambda: variate.kernels.bernoulli_nll(logits, target))
 
@@ -55,7 +55,7 @@ class _NoDevice:
 
 
 def compiled(capability: int, call: Callable[[], object]) -> list[Compiled]:
-    """Every kernel that `call` launches, compiled for sm_<capability>. Nothing runs; what `call` returns is garbage."""
+    """Every kernel that `call` launches, compiled for sm_<capability>. None runs: its results are garbage."""
     if os.environ.get("TRITON_INTERPRET") == "1":
         raise RuntimeError("kernels decorated under TRITON_INTERPRET=1 cannot be compiled")
     results = []
@@ -66,7 +66,8 @@ def compiled(capability: int, call: Callable[[], object]) -> list[Compiled]:
         results.append(_inspect(kernel))
         return kernel
 
-    with mock.patch.object(JITFunction, "run", compile_only), mock.patch.object(driver, "_active", _NoDevice(capability)):
+    no_device = mock.patch.object(driver, "_active", _NoDevice(capability))
+    with no_device, mock.patch.object(JITFunction, "run", compile_only):
         call()
     return results
 

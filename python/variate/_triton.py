@@ -1,15 +1,16 @@
-"""Registers the Triton kernels: each as the op `variate::triton_<op>`, and as `variate::<op>` where that has no CUDA.
+"""Registers the Triton kernels: ops `variate::triton_<op>`, and `variate::<op>` where CUDA was not built.
 
-A kernel is imported when its op is first called, so that importing the package costs nothing and needs no Triton.
+Triton is imported when a kernel is first called: importing the package costs nothing.
 """
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
+
+from ._C import build_info
 
 _DRAW = "(SymInt[] size, ScalarType dtype, Tensor key, SymInt first_sample) -> Tensor"
 
@@ -26,8 +27,8 @@ SCHEMAS = {
     "fold_in": "(Tensor keys, Tensor data) -> Tensor",
     "normal_rsample": "(Tensor mean, Tensor log_var, Tensor key, SymInt first_sample) -> Tensor",
     "normal_rsample_kl": (
-        "(Tensor mean, Tensor log_var, Tensor? prior_mean, Tensor? prior_log_var, Tensor? free_bits, Tensor key,"
-        " SymInt first_sample) -> (Tensor, Tensor)"
+        "(Tensor mean, Tensor log_var, Tensor? prior_mean, Tensor? prior_log_var, Tensor? free_bits,"
+        " Tensor key, SymInt first_sample) -> (Tensor, Tensor)"
     ),
     "normal_rsample_kl_backward": (
         "(Tensor? grad_z, Tensor? grad_kl, Tensor mean, Tensor log_var, Tensor? prior_mean,"
@@ -52,19 +53,15 @@ def _launcher(name: str) -> Callable[..., Any]:
     return launch
 
 
-def register(fakes: Mapping[str, Callable[..., Any]], *, cuda_built: bool) -> bool:
-    """Register every kernel whose fake implementation is given, by op name. False where there is no Triton.
-
-    cuda_built: whether the library brought CUDA kernels of its own for `variate::<op>`.
-    """
-    if importlib.util.find_spec("triton") is None:
-        return False
-    for name, fake in fakes.items():
-        if name not in SCHEMAS:
-            continue
+def register(fakes: Mapping[str, Callable[..., Any]]) -> dict[str, Any]:
+    """Register the kernel of every op whose fake implementation is given. Returns the new ops by name."""
+    cuda_built = bool(build_info()["cuda"])
+    ops = {}
+    for name in SCHEMAS.keys() & fakes.keys():
         _library.define(f"triton_{name}{SCHEMAS[name]}")
         _library.impl(f"triton_{name}", _launcher(name), "CUDA")
-        torch.library.register_fake(f"variate::triton_{name}", fake, lib=_library)
+        torch.library.register_fake(f"variate::triton_{name}", fakes[name], lib=_library)
+        ops[name] = getattr(torch.ops.variate, f"triton_{name}").default
         if not cuda_built:
             _library.impl(name, _launcher(name), "CUDA")
-    return True
+    return ops
