@@ -7,6 +7,7 @@ import importlib.metadata
 import platform
 
 import torch
+
 import variate
 
 __all__ = ["add_command", "versions"]

@@ -62,11 +62,12 @@ class VAE(nn.Module):
         self.decoder = decoder
         self.latent_shape = _as_shape(latent_shape)
         self._seen_shape: tuple[int, ...] | None = None
-        # The settings live where the modules do, but on the meta device they would lose their value.
-        like = next((p for p in self.parameters() if p.is_floating_point()), torch.empty(0))
-        device = torch.device("cpu") if like.is_meta else like.device
-        self._beta = torch.zeros((), dtype=like.dtype, device=device)
-        self._free_bits = torch.zeros((), dtype=like.dtype, device=device)
+        # The settings live where the modules do, but on the meta device they would lose their value. Float32:
+        # a 0-d float64 input makes Dynamo compile everything twice.
+        device = _like(self).device
+        device = torch.device("cpu") if device.type == "meta" else device
+        self._beta = torch.zeros((), dtype=torch.float32, device=device)
+        self._free_bits = torch.zeros((), dtype=torch.float32, device=device)
         self.beta = beta
         self.free_bits = free_bits
 
@@ -166,13 +167,14 @@ class VAE(nn.Module):
             raise ValueError(
                 "latent_shape: not known yet; pass VAE(..., latent_shape=...), or run the model on data once"
             )
+        like = _like(self.decoder)
         z = random.normal(
             n,
             *shape,
             key=key,
             generator=generator,
-            dtype=self.beta.dtype,
-            device=self.beta.device,
+            dtype=like.dtype,
+            device=like.device,
             first_sample=first_sample,
         )
         return torch.sigmoid(self.decoder(z))
@@ -189,8 +191,7 @@ class VAE(nn.Module):
             raise ValueError(
                 f"x: expected a batch, [B, ...] with two or more dimensions, got shape {tuple(x.shape)}"
             )
-        # The settings follow the module's dtype and device, so they know what its layers take.
-        out = self.encoder(x if x.is_floating_point() else x.to(self.beta.dtype))
+        out = self.encoder(x if x.is_floating_point() else x.to(_like(self.encoder).dtype))
         if isinstance(out, Tensor):
             if out.dim() < 2 or out.shape[1] % 2:
                 raise ValueError(
@@ -227,13 +228,18 @@ class VAE(nn.Module):
         return functional.bernoulli_nll(logits, _matching(x, logits)), kl
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> VAE:
-        # Not buffers, which DistributedDataParallel would broadcast before every step. The copy keeps the
-        # value where fn does not (to_empty).
+        # Not buffers: DistributedDataParallel would broadcast them before every step, and a change of dtype
+        # or to_empty would change their values. So they follow the modules' device alone.
         super()._apply(fn, recurse)
-        with torch.no_grad():
-            self._beta = fn(self._beta).copy_(self._beta)
-            self._free_bits = fn(self._free_bits).copy_(self._free_bits)
+        device = fn(self._beta).device
+        if device.type != "meta":
+            self._beta, self._free_bits = self._beta.to(device), self._free_bits.to(device)
         return self
+
+
+def _like(module: nn.Module) -> Tensor:
+    """A tensor of the dtype and device that the module's layers take."""
+    return next((p for p in module.parameters() if p.is_floating_point()), torch.empty(0))
 
 
 def _assign(name: str, setting: Tensor, value: float | Tensor) -> None:
@@ -262,7 +268,7 @@ def _matching(x: Tensor, logits: Tensor) -> Tensor:
                 f"got {tuple(logits.shape)}"
             )
         x = x.reshape(logits.shape)
-    return x.to(torch.uint8) if x.dtype == torch.bool else x
+    return x
 
 
 def _as_shape(shape: int | Sequence[int] | None) -> tuple[int, ...] | None:
