@@ -29,9 +29,9 @@ struct Prior {
   }
 };
 
-template <class T>
-T free_bits_of(const variate_tensor& free_bits) {
-  return free_bits.data ? element<T>(free_bits, 0, 0) : T(0);
+template <class T, class Args>
+T free_bits_of(const Args& a) {
+  return a.free_bits.data ? element<T>(a.free_bits, 0, 0) : static_cast<T>(a.free_bits_value);
 }
 
 template <class T>
@@ -65,7 +65,7 @@ void sample_kl_prior(const T* __restrict mean, const T* __restrict log_var, cons
 template <class T>
 void forward(const variate_normal_rsample_kl_args& a) {
   const Grid grid(a.rows, a.cols);
-  const T free_bits = free_bits_of<T>(a.free_bits);
+  const T free_bits = free_bits_of<T>(a);
   for_tiles(grid, a.execution.threads, [&](const Tile& t) {
     WordBuffer words;
     Buffer<float> noise;
@@ -155,7 +155,7 @@ void kl_gradient_prior(const T* __restrict grad_kl, const T* __restrict mean, co
 template <class T>
 void backward(const variate_normal_rsample_kl_backward_args& a) {
   const Grid grid(a.rows, a.cols);
-  const T free_bits = free_bits_of<T>(a.free_bits);
+  const T free_bits = free_bits_of<T>(a);
   for_tiles(grid, a.execution.threads, [&](const Tile& t) {
     Buffer<T> mean_buffer, log_var_buffer, grad_z_buffer, grad_kl_buffer;
     Buffer<T> grad_mean_buffer, grad_log_var_buffer, grad_prior_mean_buffer, grad_prior_log_var_buffer;

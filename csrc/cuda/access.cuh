@@ -212,7 +212,8 @@ __device__ __forceinline__ typename Tensor::Raw fetch_or_zero(const Tensor& tens
 template <class M>
 __device__ __forceinline__ M load_row(const variate_tensor& tensor, int64_t row) {
   if (!tensor.data) return M(0);
-  if (tensor.dtype == VARIATE_FLOAT64) return static_cast<M>(__ldg(static_cast<const double*>(tensor.data) + row * tensor.row_stride));
+  if (tensor.dtype == VARIATE_FLOAT64)
+    return static_cast<M>(__ldg(static_cast<const double*>(tensor.data) + row * tensor.row_stride));
   return static_cast<M>(__ldg(static_cast<const float*>(tensor.data) + row * tensor.row_stride));
 }
 

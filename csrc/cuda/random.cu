@@ -23,8 +23,8 @@ struct Bits {
 
 struct Uniform {
   static __device__ __forceinline__ Quad<float> draw(const math::Words& words) {
-    return {{math::uniform(words.w[0]), math::uniform(words.w[1]), math::uniform(words.w[2]),
-             math::uniform(words.w[3])}};
+    return {
+        {math::uniform(words.w[0]), math::uniform(words.w[1]), math::uniform(words.w[2]), math::uniform(words.w[3])}};
   }
 };
 
@@ -34,8 +34,8 @@ struct Normal {
 
 struct Exponential {
   static __device__ __forceinline__ Quad<float> draw(const math::Words& words) {
-    return {{math::exponential_draw(words.w[0]), math::exponential_draw(words.w[1]),
-             math::exponential_draw(words.w[2]), math::exponential_draw(words.w[3])}};
+    return {{math::exponential_draw(words.w[0]), math::exponential_draw(words.w[1]), math::exponential_draw(words.w[2]),
+             math::exponential_draw(words.w[3])}};
   }
 };
 
@@ -202,8 +202,8 @@ template <class Logits>
 variate_status categorical_as(const variate_categorical_args& a) {
   const int64_t most_quads = (a.categories + 6) / 4;  // a group may start and end within a quad
   const RowPlan plan = RowPlan::whole(a.rows * a.groups, most_quads);
-  return launch(a.execution, categorical_kernel<Logits>, plan.blocks(), plan, a.groups, a.categories,
-                a.noise, Logits(a.logits), a.out);
+  return launch(a.execution, categorical_kernel<Logits>, plan.blocks(), plan, a.groups, a.categories, a.noise,
+                Logits(a.logits), a.out);
 }
 
 __global__ void __launch_bounds__(block_threads)

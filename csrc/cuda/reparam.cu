@@ -15,7 +15,9 @@ namespace {
 template <class Tensor, bool has_prior>
 constexpr int unroll = Tensor::dense && !has_prior ? 2 : 1;
 template <class Tensor>
-constexpr int forward_blocks = sizeof(typename Tensor::Math) == 8 ? 2 : Tensor::dense ? 4 : 3;
+constexpr int forward_blocks = sizeof(typename Tensor::Math) == 8 ? 2
+                               : Tensor::dense                    ? 4
+                                                                  : 3;
 
 template <class Tensor>
 struct Inputs {
@@ -23,6 +25,17 @@ struct Inputs {
   Tensor log_var;
   Tensor prior_mean;
   Tensor prior_log_var;
+};
+
+// The threshold of a call: a number on the device, or a plain one.
+struct FreeBits {
+  variate_tensor tensor;
+  double value;
+
+  template <class M>
+  __device__ __forceinline__ M load() const {
+    return tensor.data ? load_row<M>(tensor, 0) : static_cast<M>(value);
+  }
 };
 
 // One quad of every input, not yet waited for.
@@ -45,8 +58,8 @@ struct Fetched {
 
 template <class Tensor, bool has_prior>
 __global__ void __launch_bounds__(block_threads, forward_blocks<Tensor>)
-    forward_kernel(RowPlan plan, int64_t cols, variate_noise noise, Inputs<Tensor> in, variate_tensor free_bits_tensor,
-                   Tensor z, variate_tensor kl, double* partial) {
+    forward_kernel(RowPlan plan, int64_t cols, variate_noise noise, Inputs<Tensor> in, FreeBits threshold, Tensor z,
+                   variate_tensor kl, double* partial) {
   using M = typename Tensor::Math;
   constexpr int u = unroll<Tensor, has_prior>;
   const RowShare share = row_share(plan);
@@ -54,7 +67,7 @@ __global__ void __launch_bounds__(block_threads, forward_blocks<Tensor>)
   M sum = 0;
   if (share.first < share.end) {
     const Stream<Tensor::dense> stream(noise);
-    const M free_bits = load_row<M>(free_bits_tensor, 0);
+    const M free_bits = threshold.load<M>();
     for (int64_t first = share.first; first < share.end; first += u * threads) {
       Fetched<Tensor, has_prior> fetched[u];
 #pragma unroll
@@ -106,7 +119,7 @@ variate_status forward_as(const variate_normal_rsample_kl_args& a) {
   const Inputs<Tensor> in{Tensor(a.mean), Tensor(a.log_var), Tensor(a.prior_mean), Tensor(a.prior_log_var)};
   const variate_status status =
       launch(a.execution, forward_kernel<Tensor, has_prior>, plan.blocks(), plan, a.cols, a.noise, in,
-             a.free_bits, Tensor(a.z), a.kl, static_cast<double*>(a.execution.workspace));
+             FreeBits{a.free_bits, a.free_bits_value}, Tensor(a.z), a.kl, static_cast<double*>(a.execution.workspace));
   if (status != VARIATE_OK || !a.kl.data) return status;
   return launch_add_chunks(a.execution, plan, a.kl);
 }
@@ -133,10 +146,10 @@ __device__ __forceinline__ void store_if_present(const Tensor& tensor, Position 
 template <class Tensor, bool has_prior>
 __global__ void __launch_bounds__(block_threads)
     backward_kernel(Plane plane, variate_noise noise, Tensor grad_z_tensor, variate_tensor grad_kl_tensor,
-                    Inputs<Tensor> in, variate_tensor free_bits_tensor, Outputs<Tensor> out) {
+                    Inputs<Tensor> in, FreeBits threshold, Outputs<Tensor> out) {
   using M = typename Tensor::Math;
   const Stream<Tensor::dense> stream(noise);
-  const M free_bits = load_row<M>(free_bits_tensor, 0);
+  const M free_bits = threshold.load<M>();
   const bool has_kl = grad_kl_tensor.data != nullptr;
   const bool has_z = grad_z_tensor.present();
   for (Position at = plane.start(thread_index()); plane.contains(at); at = plane.next(at)) {
@@ -161,8 +174,7 @@ __global__ void __launch_bounds__(block_threads)
       const math::Spread<M> spread = math::spread(log_var.x[i]);
       if (has_kl) {
         if constexpr (has_prior) {
-          const math::NormalKl<M> k =
-              math::normal_kl(mean.x[i], log_var.x[i], prior_mean.x[i], prior_log_var.x[i]);
+          const math::NormalKl<M> k = math::normal_kl(mean.x[i], log_var.x[i], prior_mean.x[i], prior_log_var.x[i]);
           const M g = math::free_bits_gate(k.kl, free_bits) ? grad_kl : M(0);
           grad_mean.x[i] = g * k.scaled_difference;
           grad_log_var.x[i] = M(0.5) * g * k.ratio_minus_1;
@@ -196,7 +208,7 @@ variate_status backward_as(const variate_normal_rsample_kl_backward_args& a) {
   const Outputs<Tensor> out{Tensor(a.grad_mean), Tensor(a.grad_log_var), Tensor(a.grad_prior_mean),
                             Tensor(a.grad_prior_log_var)};
   return launch_plane(a.execution, backward_kernel<Tensor, has_prior>, 1, Plane(a.rows, a.cols), a.noise,
-                      Tensor(a.grad_z), a.grad_kl, in, a.free_bits, out);
+                      Tensor(a.grad_z), a.grad_kl, in, FreeBits{a.free_bits, a.free_bits_value}, out);
 }
 
 template <class Tensor>

@@ -127,8 +127,7 @@ inline variate_status launch_add_chunks(const variate_execution& execution, cons
                                         const variate_tensor& out) {
   if (plan.chunks == 1) return VARIATE_OK;
   const RowPlan sums = RowPlan::whole(plan.rows, plan.chunks);
-  return launch(execution, add_chunks, sums.blocks(), sums,
-                static_cast<const double*>(execution.workspace), out);
+  return launch(execution, add_chunks, sums.blocks(), sums, static_cast<const double*>(execution.workspace), out);
 }
 
 }  // namespace variate::cuda

@@ -22,7 +22,8 @@ typedef struct variate_normal_rsample_kl_args {
   variate_tensor log_var;
   variate_tensor prior_mean;
   variate_tensor prior_log_var;
-  variate_tensor free_bits; /* one float32 or float64 on the device of the call, >= 0; left out: 0 */
+  variate_tensor free_bits; /* one float32 or float64 on the device of the call, >= 0 */
+  double free_bits_value;   /* the same as a plain number, where the tensor is left out */
   variate_tensor z;
   variate_tensor kl;
 } variate_normal_rsample_kl_args;
@@ -45,6 +46,7 @@ typedef struct variate_normal_rsample_kl_backward_args {
   variate_tensor prior_mean;
   variate_tensor prior_log_var;
   variate_tensor free_bits;
+  double free_bits_value;
   variate_tensor grad_mean;
   variate_tensor grad_log_var;
   variate_tensor grad_prior_mean;

@@ -1,0 +1,99 @@
+"""Argument checks shared by all functions. They read metadata only: no device is waited for.
+
+Each raises ValueError or TypeError with the argument's name, what was expected and what came.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+_FLOATING = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+_debug = False
+
+
+def set_debug(enabled: bool) -> None:
+    """Turns value checks on or off: that targets and probabilities lie in [0, 1]. Off by default, as each check
+    reads the tensor and makes the host wait for a GPU."""
+    global _debug
+    _debug = bool(enabled)
+
+
+def rows_of(size: Sequence[int]) -> int:
+    """The number of samples of a tensor of this size: dimension 0 of two or more, else one."""
+    return size[0] if len(size) > 1 else 1
+
+
+def floating(name: str, value: object) -> None:
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name}: expected a tensor, got {type(value).__name__}")
+    if value.dtype not in _FLOATING:
+        raise TypeError(f"{name}: expected float32, float64, bfloat16 or float16, got {_dtype(value.dtype)}")
+
+
+def floating_dtype(dtype: torch.dtype) -> None:
+    if dtype not in _FLOATING:
+        raise TypeError(f"dtype: expected float32, float64, bfloat16 or float16, got {_dtype(dtype)}")
+
+
+def same_device(name: str, value: Tensor, like_name: str, like: Tensor) -> None:
+    if value.device != like.device:
+        raise ValueError(f"{name}: expected the device of {like_name}, {like.device}, got {value.device}")
+
+
+def same_shape(name: str, value: Tensor, like_name: str, like: Tensor) -> None:
+    if value.shape != like.shape:
+        raise ValueError(
+            f"{name}: expected the shape of {like_name}, {tuple(like.shape)}, got {tuple(value.shape)}"
+        )
+
+
+def expanded(name: str, value: Tensor, like_name: str, like: Tensor) -> Tensor:
+    """`value` broadcast to the shape of `like`."""
+    same_device(name, value, like_name, like)
+    if value.shape == like.shape:
+        return value
+    try:
+        return value.expand(like.shape)
+    except RuntimeError:
+        raise ValueError(
+            f"{name}: expected a shape that broadcasts to that of {like_name}, {tuple(like.shape)}, "
+            f"got {tuple(value.shape)}"
+        ) from None
+
+
+def scalar(name: str, value: float | Tensor, like: Tensor) -> Tensor | None:
+    """A setting that people anneal, as a 0-d tensor; None for a plain 0, which switches it off."""
+    if isinstance(value, Tensor):
+        if value.numel() != 1 or value.dtype not in (torch.float32, torch.float64):
+            raise ValueError(
+                f"{name}: expected a number or a 0-d float32 or float64 tensor, "
+                f"got shape {tuple(value.shape)}, {_dtype(value.dtype)}"
+            )
+        if value.device.type != "cpu":
+            same_device(name, value, "the inputs", like)
+        return value.detach()
+    if not isinstance(value, (int, float)) or isinstance(value, bool):
+        raise TypeError(f"{name}: expected a number or a 0-d tensor, got {type(value).__name__}")
+    if not value >= 0:
+        raise ValueError(f"{name}: expected at least 0, got {value}")
+    return None if value == 0 else torch.full((), value, dtype=torch.float64)
+
+
+def unit_interval(name: str, value: Tensor) -> None:
+    """Under set_debug(True): all of `value` lies in [0, 1]; NaN passes, as everywhere."""
+    if _debug and bool(((value < 0) | (value > 1)).any()):
+        raise ValueError(f"{name}: expected values in [0, 1], got {value.min().item()} to {value.max().item()}")
+
+
+def first_sample(value: int, rows: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, torch.SymInt)):
+        raise TypeError(f"first_sample: expected an int, got {type(value).__name__}")
+    if value < 0 or value + rows > 2**32:
+        raise ValueError(f"first_sample: expected 0 <= first_sample <= 2^32 - {rows}, got {value}")
+
+
+def _dtype(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

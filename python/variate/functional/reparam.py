@@ -1,0 +1,233 @@
+"""Reparameterised sampling: draws whose gradients reach the distribution's parameters."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from .. import reference
+from . import _backend, _checks, _gate, _key
+
+__all__ = ["normal_rsample", "normal_rsample_kl"]
+
+
+def normal_rsample(
+    mean: Tensor,
+    log_var: Tensor,
+    *,
+    key: Tensor | None = None,
+    generator: torch.Generator | None = None,
+    first_sample: int = 0,
+) -> Tensor:
+    """z = mean + exp(log_var / 2) eps,  eps ~ N(0, 1).
+
+    Args:
+        mean, log_var: [B, ...] of one shape; float32, float64, bfloat16 or float16, mixed as you like. A 1-D tensor
+            is one sample.
+        key: int64 [2], or [B, 2] for a stream per sample; drawn from torch's generator where it is left out.
+        generator: the generator that draws it (eager code only).
+        first_sample: the index of row 0 in the whole batch.
+
+    Returns:
+        z with the shape of mean and the dtype that torch promotes mean and log_var to.
+
+    Raises:
+        TypeError, ValueError: as :func:`normal_rsample_kl`.
+        RuntimeError: under torch.func without a key.
+
+    The noise is float32, whatever the dtype, and is drawn again in the backward pass: nothing but the inputs and the
+    16-byte key is kept.
+
+    Source: Kingma and Welling 2014, section 2.4.
+    """
+    _check_pair(mean, log_var)
+    op = _backend.select("normal_rsample", mean.device)
+    if op is None or _gate.transformed_noise("normal_rsample", key):
+        return reference.reparam.normal_rsample(
+            mean, log_var, key=key, generator=generator, first_sample=first_sample
+        )
+    key = _key.resolve(key, generator, first_sample, _checks.rows_of(mean.shape), mean.device)
+    if _gate.needs_grad(mean, log_var):
+        return _NormalRsample.apply(mean, log_var, key, first_sample)
+    return op(mean, log_var, key, first_sample)
+
+
+def normal_rsample_kl(
+    mean: Tensor,
+    log_var: Tensor,
+    prior_mean: Tensor | None = None,
+    prior_log_var: Tensor | None = None,
+    *,
+    free_bits: float | Tensor = 0.0,
+    key: Tensor | None = None,
+    generator: torch.Generator | None = None,
+    first_sample: int = 0,
+) -> tuple[Tensor, Tensor]:
+    """z = mean + exp(log_var / 2) eps  and  kl_b = sum_d max(KL_bd, free_bits), where
+
+    KL_bd = KL(N(mean, e^log_var) || N(prior_mean, e^prior_log_var))
+          = (e^(log_var - prior_log_var) - 1 - (log_var - prior_log_var) + (mean - prior_mean)^2 e^-prior_log_var) / 2.
+
+    Args:
+        mean, log_var: [B, ...] of one shape; float32, float64, bfloat16 or float16, mixed as you like. A 1-D tensor
+            is one sample.
+        prior_mean, prior_log_var: broadcast to the shape of mean and get gradients; one that is left out is 0, both
+            are the standard normal.
+        free_bits: the least KL in nats that each element is charged, at least 0: a number, or a 0-d tensor that may
+            change under torch.compile and in a captured graph. An element below it passes no KL gradient.
+        key: int64 [2], or [B, 2] for a stream per sample; drawn from torch's generator where it is left out.
+        generator: the generator that draws it (eager code only).
+        first_sample: the index of row 0 in the whole batch.
+
+    Returns:
+        z with the shape of mean and the dtype that torch promotes mean and log_var to; kl [B] in nats, summed over all
+        other dimensions, float64 where an input is, else float32.
+
+    Raises:
+        TypeError: an argument that is not a tensor, or not of a dtype named above.
+        ValueError: shapes or devices that do not fit, a negative free_bits, a key of another shape.
+        RuntimeError: under torch.func without a key.
+
+    Each input is read once and z written once. The noise is drawn again in the backward pass: nothing but the inputs
+    and the 16-byte key is kept. Autocast leaves the inputs as they are.
+
+    Source: Kingma and Welling 2014, section 2.4 and appendix B; free bits: Kingma et al. 2016, appendix C.8.
+    """
+    _check_pair(mean, log_var)
+    if prior_mean is not None:
+        _checks.floating("prior_mean", prior_mean)
+        prior_mean = _checks.expanded("prior_mean", prior_mean, "mean", mean)
+    if prior_log_var is not None:
+        _checks.floating("prior_log_var", prior_log_var)
+        prior_log_var = _checks.expanded("prior_log_var", prior_log_var, "mean", mean)
+    bits = _checks.scalar("free_bits", free_bits, mean)
+    op = _backend.select("normal_rsample_kl", mean.device)
+    if op is None or _gate.transformed_noise("normal_rsample_kl", key):
+        return reference.reparam.normal_rsample_kl(
+            mean,
+            log_var,
+            prior_mean,
+            prior_log_var,
+            free_bits=free_bits,
+            key=key,
+            generator=generator,
+            first_sample=first_sample,
+        )
+    key = _key.resolve(key, generator, first_sample, _checks.rows_of(mean.shape), mean.device)
+    if _gate.needs_grad(mean, log_var, prior_mean, prior_log_var):
+        return _NormalRsampleKl.apply(mean, log_var, prior_mean, prior_log_var, bits, key, first_sample)
+    return op(mean, log_var, prior_mean, prior_log_var, bits, key, first_sample)
+
+
+def _check_pair(mean: Tensor, log_var: Tensor) -> None:
+    _checks.floating("mean", mean)
+    _checks.floating("log_var", log_var)
+    _checks.same_shape("log_var", log_var, "mean", mean)
+    _checks.same_device("log_var", log_var, "mean", mean)
+
+
+class _NormalRsample(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, mean: Tensor, log_var: Tensor, key: Tensor, first_sample: int) -> Tensor:
+        ctx.save_for_backward(mean, log_var, key)
+        ctx.first_sample = first_sample
+        return _backend.select("normal_rsample", mean.device)(mean, log_var, key, first_sample)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_z: Tensor) -> tuple[Tensor | None, ...]:
+        mean, log_var, key = ctx.saved_tensors
+        op = _backend.select("normal_rsample_kl_backward", mean.device)
+        grads = op(grad_z, None, mean, log_var, None, None, None, key, ctx.first_sample, False)
+        return grads[0], grads[1], None, None
+
+
+class _NormalRsampleKl(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        mean: Tensor,
+        log_var: Tensor,
+        prior_mean: Tensor | None,
+        prior_log_var: Tensor | None,
+        free_bits: Tensor | None,
+        key: Tensor,
+        first_sample: int,
+    ) -> tuple[Tensor, Tensor]:
+        ctx.save_for_backward(mean, log_var, prior_mean, prior_log_var, free_bits, key)
+        ctx.first_sample = first_sample
+        ctx.set_materialize_grads(False)
+        op = _backend.select("normal_rsample_kl", mean.device)
+        return op(mean, log_var, prior_mean, prior_log_var, free_bits, key, first_sample)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_z: Tensor | None, grad_kl: Tensor | None) -> tuple[Tensor | None, ...]:
+        mean, log_var, prior_mean, prior_log_var, free_bits, key = ctx.saved_tensors
+        op = _backend.select("normal_rsample_kl_backward", mean.device)
+        _, _, prior_mean_needs, prior_log_var_needs, *_ = ctx.needs_input_grad
+        grads = op(
+            grad_z,
+            grad_kl,
+            mean,
+            log_var,
+            prior_mean,
+            prior_log_var,
+            free_bits,
+            key,
+            ctx.first_sample,
+            prior_mean_needs or prior_log_var_needs,
+        )
+        return (
+            grads[0],
+            grads[1],
+            grads[2] if prior_mean_needs else None,
+            grads[3] if prior_log_var_needs else None,
+            None,
+            None,
+            None,
+        )
+
+
+@_backend.register("normal_rsample")
+def _(mean: Tensor, log_var: Tensor, key: Tensor, first_sample: int) -> Tensor:
+    return mean.new_empty(mean.shape, dtype=torch.promote_types(mean.dtype, log_var.dtype))
+
+
+@_backend.register("normal_rsample_kl")
+def _(
+    mean: Tensor,
+    log_var: Tensor,
+    prior_mean: Tensor | None,
+    prior_log_var: Tensor | None,
+    free_bits: Tensor | None,
+    key: Tensor,
+    first_sample: int,
+) -> tuple[Tensor, Tensor]:
+    given = [t.dtype for t in (mean, log_var, prior_mean, prior_log_var) if t is not None]
+    kl_dtype = torch.float64 if torch.float64 in given else torch.float32
+    z = mean.new_empty(mean.shape, dtype=torch.promote_types(mean.dtype, log_var.dtype))
+    return z, mean.new_empty((_checks.rows_of(mean.shape),), dtype=kl_dtype)
+
+
+@_backend.register("normal_rsample_kl_backward")
+def _(
+    grad_z: Tensor | None,
+    grad_kl: Tensor | None,
+    mean: Tensor,
+    log_var: Tensor,
+    prior_mean: Tensor | None,
+    prior_log_var: Tensor | None,
+    free_bits: Tensor | None,
+    key: Tensor,
+    first_sample: int,
+    prior_needs_grad: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def of(prior: Tensor | None) -> Tensor:
+        wanted = prior_needs_grad and prior is not None
+        return prior.new_empty(prior.shape) if wanted else mean.new_empty((0,))
+
+    return mean.new_empty(mean.shape), log_var.new_empty(log_var.shape), of(prior_mean), of(prior_log_var)
