@@ -4,6 +4,7 @@
 #include <cuda_runtime.h>
 #include <variate/core.h>
 
+#include <algorithm>
 #include <cstdint>
 
 #include "../api/error.h"
@@ -73,10 +74,11 @@ variate_status launch_plane(const variate_execution& execution, void (*kernel)(P
   int multiprocessors = 1;
   cudaGetDevice(&device);
   cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device);
-  const int64_t per_block = static_cast<int64_t>(block_threads) * unroll;
-  const int64_t needed = (plane.rows * plane.quads + per_block - 1) / per_block;
-  const int64_t most = blocks_per_multiprocessor * multiprocessors;
-  const int64_t blocks = needed < most ? needed : most;
+  const int64_t one_each = (plane.rows * plane.quads + block_threads - 1) / block_threads;
+  const int64_t full = (one_each + unroll - 1) / unroll;
+  const int64_t spread =
+      std::min<int64_t>(one_each, multiprocessors);  // small work: as many multiprocessors as it fills
+  const int64_t blocks = std::min(std::max(full, spread), blocks_per_multiprocessor * multiprocessors);
   plane.step = plane.start(blocks * block_threads);
   return launch(execution, kernel, blocks, plane, arguments...);
 }
