@@ -76,8 +76,7 @@ variate_status launch_plane(const variate_execution& execution, void (*kernel)(P
   cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device);
   const int64_t one_each = (plane.rows * plane.quads + block_threads - 1) / block_threads;
   const int64_t full = (one_each + unroll - 1) / unroll;
-  const int64_t spread =
-      std::min<int64_t>(one_each, multiprocessors);  // small work: as many multiprocessors as it fills
+  const int64_t spread = std::min<int64_t>(one_each, multiprocessors);  // small work goes to as many as it fills
   const int64_t blocks = std::min(std::max(full, spread), blocks_per_multiprocessor * multiprocessors);
   plane.step = plane.start(blocks * block_threads);
   return launch(execution, kernel, blocks, plane, arguments...);
