@@ -17,7 +17,8 @@ pytestmark = [
     pytest.mark.skipif(not SOURCES, reason="the CUDA sources are not beside the tests"),
 ]
 
-# A dense float32 kernel loads and stores 16 bytes at a time, unless it has no input, or writes one number per row.
+# A dense float32 kernel reads and writes 16 bytes at a time, unless it has no input or writes one number
+# per row.
 NO_INPUT = {("random", "fill_kernel")}
 ONE_PER_ROW = {("random", "categorical_kernel"), ("elbo", "forward_kernel")}
 
