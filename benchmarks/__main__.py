@@ -103,7 +103,9 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--only", metavar="TEXT", help="only the rows whose name holds this text, such as bernoulli_nll"
     )
-    parser.add_argument("--quick", action="store_true", help="a minute's look: few rounds, no torch.compile")
+    parser.add_argument(
+        "--quick", action="store_true", help="a first look in a few minutes: few rounds, no torch.compile"
+    )
     parser.add_argument(
         "--threads", type=int, default=2, help="threads of the multi-thread rows; 1 leaves them out"
     )

@@ -64,13 +64,11 @@ SAMPLERS = [
     ),
     Sampler(
         "bits",
-        torch.int32,
+        torch.int64,
         lambda module, n, device, **key: module.bits(n, device=device, **key),
         {
-            "eager": lambda n, device, buffer: torch.randint(
-                -(2**31), 2**31, (n,), dtype=torch.int32, device=device
-            ),
-            "expert": lambda n, device, buffer: buffer.random_(-(2**31), 2**31),
+            "eager": lambda n, device, buffer: torch.randint(0, 2**32, (n,), device=device),
+            "expert": lambda n, device, buffer: buffer.random_(0, 2**32),
         },
     ),
     Sampler(
@@ -196,7 +194,7 @@ def categorical(rows: int, classes: int) -> Case:
         },
         check=matches_twin(ours.categorical, reference.categorical, exact_inputs=True),
         traffic={"forward": 4 * rows * classes + 8 * rows},
-        words={"forward": rows},
+        words={"forward": rows * classes},
         targets=promises(rows * classes),
     )
 

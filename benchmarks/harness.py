@@ -188,13 +188,15 @@ def _probes(case: Case, mode: str, settings: Settings) -> dict[str, Callable[[],
     sink = torch.empty_like(source)
     probes["bound: copy"] = lambda: sink.copy_(source)
     if words:
-        from variate.random import bits
+        from variate.random import key, uniform  # one word and one multiply-add a value: Philox at its barest
 
         pieces = 1 if settings.device.type == "cuda" else math.ceil(words / PHILOX_CHUNK)
 
+        fixed = key(KEY[0], device=settings.device)
+
         def draw() -> None:
             for _ in range(pieces):
-                bits(words // pieces, device=settings.device)
+                uniform(words // pieces, key=fixed, device=settings.device)
 
         probes["bound: philox"] = draw
     return probes
