@@ -30,7 +30,9 @@ def lawson(design: np.ndarray, target: np.ndarray, iterations: int = 60) -> np.n
     return best
 
 
-def fit(function: Callable, low: float, high: float, degree: int, scale: Callable) -> tuple[np.ndarray, float]:
+def fit(
+    function: Callable, low: float, high: float, degree: int, scale: Callable
+) -> tuple[np.ndarray, float]:
     """Fit `function` on [low, high] by a polynomial of `degree`; `scale(x)` turns its error into a relative one."""
     nodes = np.cos(np.pi * (np.arange(4000) + 0.5) / 4000)
     x = (low + high) / 2 + (high - low) / 2 * nodes
@@ -62,7 +64,9 @@ def sin_over_r(s):  # sin(2 pi r) / r at s = r^2
 
 
 def cos_tail(s):  # (cos(2 pi r) - 1) / r^2 at s = r^2
-    return sum((-1) ** (k + 1) * (2 * Real(np.pi)) ** (2 * k + 2) * s**k / factorial(2 * k + 2) for k in range(12))
+    return sum(
+        (-1) ** (k + 1) * (2 * Real(np.pi)) ** (2 * k + 2) * s**k / factorial(2 * k + 2) for k in range(12)
+    )
 
 
 def factorial(n: int) -> Real:

@@ -4,77 +4,67 @@ namespace variate::torch_ops {
 
 namespace {
 
-Tensor draw(variate_status (*function)(const variate_random_args*), const std::vector<int64_t>& size, ScalarType dtype,
-            const Tensor& key, int64_t first_sample) {
-  const Shape shape(size);
-  const Noise noise(key, shape.rows, first_sample);
-  const Execution execution(key);
-  Tensor out = new_tensor(size, dtype, key);
-  variate_random_args args = {};
-  args.struct_size = sizeof args;
-  args.execution = execution.get();
-  args.noise = noise.get();
-  args.rows = shape.rows;
-  args.cols = shape.cols;
-  args.out = View(out).get();
-  check(function(&args));
-  return out;
+// What every draw shares: the shape of `out`, the noise, where it runs.
+template <class Args>
+class Draw {
+ public:
+  Draw(const Tensor& out, const Tensor& key, int64_t first_sample)
+      : shape_(out.sizes()), noise_(key, shape_.rows, first_sample, &out), execution_(out) {
+    STD_TORCH_CHECK(out.is_contiguous(), "out must be contiguous");
+    args.struct_size = sizeof args;
+    args.execution = execution_.get();
+    args.noise = noise_.get();
+    args.rows = shape_.rows;
+    args.cols = shape_.cols;
+    args.out = {out.mutable_data_ptr(), dtype_of(out.scalar_type()), shape_.cols, 1};
+  }
+
+  Args args = {};
+
+ private:
+  Shape shape_;
+  Noise noise_;
+  Execution execution_;
+};
+
+void bits(Tensor out, Tensor key, int64_t first_sample) {
+  const Draw<variate_random_args> draw(out, key, first_sample);
+  check(variate_bits(&draw.args));
 }
 
-Tensor uniform(std::vector<int64_t> size, ScalarType dtype, Tensor key, int64_t first_sample) {
-  return draw(variate_uniform, size, dtype, key, first_sample);
+void uniform(Tensor out, Tensor key, int64_t first_sample) {
+  const Draw<variate_random_args> draw(out, key, first_sample);
+  check(variate_uniform(&draw.args));
 }
 
-Tensor normal(std::vector<int64_t> size, ScalarType dtype, Tensor key, int64_t first_sample) {
-  return draw(variate_normal, size, dtype, key, first_sample);
+void normal(Tensor out, Tensor key, int64_t first_sample) {
+  const Draw<variate_random_args> draw(out, key, first_sample);
+  check(variate_normal(&draw.args));
 }
 
-Tensor exponential(std::vector<int64_t> size, ScalarType dtype, Tensor key, int64_t first_sample) {
-  return draw(variate_exponential, size, dtype, key, first_sample);
+void exponential(Tensor out, Tensor key, int64_t first_sample) {
+  const Draw<variate_random_args> draw(out, key, first_sample);
+  check(variate_exponential(&draw.args));
 }
 
-Tensor gumbel(std::vector<int64_t> size, ScalarType dtype, Tensor key, int64_t first_sample) {
-  return draw(variate_gumbel, size, dtype, key, first_sample);
+void gumbel(Tensor out, Tensor key, int64_t first_sample) {
+  const Draw<variate_random_args> draw(out, key, first_sample);
+  check(variate_gumbel(&draw.args));
 }
 
-Tensor bits(std::vector<int64_t> size, Tensor key, int64_t first_sample) {
-  return draw(variate_bits, size, ScalarType::Long, key, first_sample);
-}
-
-Tensor bernoulli(Tensor probs, ScalarType dtype, Tensor key, int64_t first_sample) {
-  const Shape shape(probs.sizes());
-  const Noise noise(key, shape.rows, first_sample, &probs);
-  const Execution execution(probs);
+void bernoulli(Tensor out, Tensor probs, Tensor key, int64_t first_sample) {
+  check_same(out, probs, "out must have the shape and device of probs");
   const View input(probs);
-  Tensor out = new_tensor(probs.sizes(), dtype, probs);
-  variate_bernoulli_args args = {};
-  args.struct_size = sizeof args;
-  args.execution = execution.get();
-  args.noise = noise.get();
-  args.rows = shape.rows;
-  args.cols = shape.cols;
-  args.probs = input.get();
-  args.out = View(out).get();
-  check(variate_bernoulli(&args));
-  return out;
+  Draw<variate_bernoulli_args> draw(out, key, first_sample);
+  draw.args.probs = input.get();
+  check(variate_bernoulli(&draw.args));
 }
 
-Tensor randint(int64_t low, int64_t high, std::vector<int64_t> size, Tensor key, int64_t first_sample) {
-  const Shape shape(size);
-  const Noise noise(key, shape.rows, first_sample);
-  const Execution execution(key);
-  Tensor out = new_tensor(size, ScalarType::Long, key);
-  variate_randint_args args = {};
-  args.struct_size = sizeof args;
-  args.execution = execution.get();
-  args.noise = noise.get();
-  args.rows = shape.rows;
-  args.cols = shape.cols;
-  args.low = low;
-  args.high = high;
-  args.out = View(out).get();
-  check(variate_randint(&args));
-  return out;
+void randint(Tensor out, int64_t low, int64_t high, Tensor key, int64_t first_sample) {
+  Draw<variate_randint_args> draw(out, key, first_sample);
+  draw.args.low = low;
+  draw.args.high = high;
+  check(variate_randint(&draw.args));
 }
 
 Tensor categorical(Tensor logits, Tensor key, int64_t first_sample) {
@@ -123,13 +113,14 @@ Tensor fold_in(Tensor keys, Tensor data) {
 }  // namespace
 
 STABLE_TORCH_LIBRARY_FRAGMENT(variate, library) {
-  library.def("bits(SymInt[] size, Tensor key, SymInt first_sample) -> Tensor");
-  library.def("uniform(SymInt[] size, ScalarType dtype, Tensor key, SymInt first_sample) -> Tensor");
-  library.def("normal(SymInt[] size, ScalarType dtype, Tensor key, SymInt first_sample) -> Tensor");
-  library.def("exponential(SymInt[] size, ScalarType dtype, Tensor key, SymInt first_sample) -> Tensor");
-  library.def("gumbel(SymInt[] size, ScalarType dtype, Tensor key, SymInt first_sample) -> Tensor");
-  library.def("bernoulli(Tensor probs, ScalarType dtype, Tensor key, SymInt first_sample) -> Tensor");
-  library.def("randint(SymInt low, SymInt high, SymInt[] size, Tensor key, SymInt first_sample) -> Tensor");
+  // A draw fills a tensor that torch made: sizes and dtypes are slow to pass through the dispatcher.
+  library.def("bits(Tensor(a!) out, Tensor key, SymInt first_sample) -> ()");
+  library.def("uniform(Tensor(a!) out, Tensor key, SymInt first_sample) -> ()");
+  library.def("normal(Tensor(a!) out, Tensor key, SymInt first_sample) -> ()");
+  library.def("exponential(Tensor(a!) out, Tensor key, SymInt first_sample) -> ()");
+  library.def("gumbel(Tensor(a!) out, Tensor key, SymInt first_sample) -> ()");
+  library.def("bernoulli(Tensor(a!) out, Tensor probs, Tensor key, SymInt first_sample) -> ()");
+  library.def("randint(Tensor(a!) out, SymInt low, SymInt high, Tensor key, SymInt first_sample) -> ()");
   library.def("categorical(Tensor logits, Tensor key, SymInt first_sample) -> Tensor");
   library.def("fold_in(Tensor keys, Tensor data) -> Tensor");
 }

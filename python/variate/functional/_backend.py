@@ -8,6 +8,7 @@ from types import TracebackType
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from .._C import build_info
 
@@ -42,13 +43,13 @@ def register_triton() -> None:
     _triton_ops.update(_triton.register(fakes))
 
 
-def select(name: str, device: torch.device) -> Any | None:
-    """The op to call for tensors on `device`, or None for the reference."""
+def select(name: str, like: Tensor) -> Any | None:
+    """The op to call for tensors on the device of `like`, or None for the reference."""
     if _backend == "reference":
         return None
-    if device.type == "cpu":
+    if like.is_cpu:
         return _cpu_ops[name]
-    if device.type != "cuda":
+    if not like.is_cuda:
         return None
     if _backend == "auto":
         return _cuda_ops.get(name) or _triton_ops.get(name)
@@ -78,7 +79,9 @@ class use_backend:
                 "VARIATE_CUDA=ON, or use 'triton'."
             )
         if name == "triton" and not _triton_ops:
-            raise ValueError("name: 'triton' needs a CUDA build of torch, and Triton, which one of them lacks here")
+            raise ValueError(
+                "name: 'triton' needs a CUDA build of torch, and Triton, which one of them lacks here"
+            )
         self._previous = _backend
         _backend = name
 

@@ -10,7 +10,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-_FLOATING = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+FLOATING = frozenset((torch.float32, torch.float64, torch.bfloat16, torch.float16))
+TARGETS = FLOATING | {torch.uint8, torch.bool}
 _debug = False
 
 
@@ -29,12 +30,32 @@ def rows_of(size: Sequence[int]) -> int:
 def floating(name: str, value: object) -> None:
     if not isinstance(value, Tensor):
         raise TypeError(f"{name}: expected a tensor, got {type(value).__name__}")
-    if value.dtype not in _FLOATING:
+    if value.dtype not in FLOATING:
         raise TypeError(f"{name}: expected float32, float64, bfloat16 or float16, got {_dtype(value.dtype)}")
 
 
+def alike(
+    name: str, value: Tensor, like_name: str, like: Tensor, dtypes: frozenset[torch.dtype] = FLOATING
+) -> None:
+    """`like` is floating, `value` has one of the dtypes, and the two share shape and device."""
+    if (
+        isinstance(like, Tensor)
+        and isinstance(value, Tensor)
+        and like.dtype in FLOATING
+        and value.dtype in dtypes
+        and like.shape == value.shape
+        and like.device == value.device
+    ):
+        return
+    floating(like_name, like)
+    if not isinstance(value, Tensor) or value.dtype not in dtypes:
+        floating(name, value)
+    same_shape(name, value, like_name, like)
+    same_device(name, value, like_name, like)
+
+
 def floating_dtype(dtype: torch.dtype) -> None:
-    if dtype not in _FLOATING:
+    if dtype not in FLOATING:
         raise TypeError(f"dtype: expected float32, float64, bfloat16 or float16, got {_dtype(dtype)}")
 
 
@@ -85,7 +106,9 @@ def scalar(name: str, value: float | Tensor, like: Tensor) -> Tensor | None:
 def unit_interval(name: str, value: Tensor) -> None:
     """Under set_debug(True): all of `value` lies in [0, 1]; NaN passes, as everywhere."""
     if _debug and bool(((value < 0) | (value > 1)).any()):
-        raise ValueError(f"{name}: expected values in [0, 1], got {value.min().item()} to {value.max().item()}")
+        raise ValueError(
+            f"{name}: expected values in [0, 1], got {value.min().item()} to {value.max().item()}"
+        )
 
 
 def first_sample(value: int, rows: int) -> None:

@@ -7,9 +7,13 @@ tangents or repeat noise, so calls under them go to the reference, or raise.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 import torch.autograd.forward_ad as forward_ad
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 _functorch = torch._C._functorch
 
@@ -22,6 +26,24 @@ def needs_grad(*tensors: Tensor | None) -> bool:
         if tensor is not None and tensor.requires_grad:
             return True
     return False
+
+
+def apply(function: type[torch.autograd.Function], *arguments: Any) -> Any:
+    """function.apply(*arguments). In eager mode without the part of it, in Python, that looks for torch.func's
+    transforms: the gate has."""
+    if torch.compiler.is_compiling():
+        return function.apply(*arguments)
+    return super(torch.autograd.Function, function).apply(*arguments)
+
+
+def differentiable_once(backward: Callable[..., Any]) -> Callable[..., Any]:
+    """torch's once_differentiable, which costs microseconds, only where a graph of the gradient is asked for."""
+    strict = once_differentiable(backward)
+
+    def call(ctx: Any, *grads: Tensor | None) -> Any:
+        return strict(ctx, *grads) if torch.is_grad_enabled() else backward(ctx, *grads)
+
+    return call
 
 
 def transformed() -> bool:

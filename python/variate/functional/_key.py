@@ -7,31 +7,32 @@ from torch import Tensor
 
 from . import _checks
 
+_ONE_KEY = (2,)
 _LOW, _HIGH = -(2**63), 2**63 - 1
 
 
-def resolve(
-    key: Tensor | None,
-    generator: torch.Generator | None,
-    first_sample: int,
-    rows: int,
-    device: torch.device,
-) -> Tensor:
-    """The key of a call over `rows` samples, an int64 tensor [2] or [rows, 2] on `device`."""
-    _checks.first_sample(first_sample, rows)
+def resolve(key: Tensor | None, generator: torch.Generator | None, first_sample: int, like: Tensor) -> Tensor:
+    """The key of a call over the samples of `like`: an int64 tensor [2] or [rows, 2] on its device."""
+    if first_sample != 0:
+        _checks.first_sample(first_sample, _checks.rows_of(like.shape))
     if key is None:
-        return draw(generator, device)
+        return draw(generator, like.device)
     if generator is not None:
         raise ValueError("generator: expected None where a key is given; a key leaves nothing to draw")
     key = as_int64(key)
-    if key.dim() not in (1, 2) or key.shape[-1] != 2 or (key.dim() == 2 and key.shape[0] != rows):
+    if key.device != like.device:
+        raise ValueError(
+            f"key: expected it on {like.device}, got {key.device}; key.to({str(like.device)!r}) moves it"
+        )
+    if key.shape == _ONE_KEY:
+        return key
+    rows = _checks.rows_of(like.shape)
+    if key.shape != (rows, 2):
         raise ValueError(
             f"key: expected shape (2,), or ({rows}, 2) for a key per sample, got {tuple(key.shape)}; "
             "variate.random.key(seed) makes one"
         )
-    if key.device != device:
-        raise ValueError(f"key: expected it on {device}, got {key.device}; key.to({str(device)!r}) moves it")
-    if key.dim() == 2 and first_sample != 0:
+    if first_sample != 0:
         raise ValueError(
             f"first_sample: expected 0 with a key per sample, each of which is sample 0 of its own stream, "
             f"got {first_sample}"

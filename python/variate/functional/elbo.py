@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from .. import reference
 from . import _backend, _checks, _gate
@@ -33,17 +32,13 @@ def bernoulli_nll(logits: Tensor, target: Tensor) -> Tensor:
 
     Source: Kingma and Welling 2014, appendix C.1.
     """
-    _checks.floating("logits", logits)
-    if not isinstance(target, Tensor) or target.dtype not in (torch.uint8, torch.bool):
-        _checks.floating("target", target)
-    _checks.same_shape("target", target, "logits", logits)
-    _checks.same_device("target", target, "logits", logits)
+    _checks.alike("target", target, "logits", logits, _checks.TARGETS)
     _checks.unit_interval("target", target)
-    op = _backend.select("bernoulli_nll", logits.device)
+    op = _backend.select("bernoulli_nll", logits)
     if op is None or _gate.transformed():
         return reference.elbo.bernoulli_nll(logits, target)
     if _gate.needs_grad(logits, target):
-        return _BernoulliNll.apply(logits, target)
+        return _gate.apply(_BernoulliNll, logits, target)
     return op(logits, target)
 
 
@@ -51,13 +46,13 @@ class _BernoulliNll(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, logits: Tensor, target: Tensor) -> Tensor:
         ctx.save_for_backward(logits, target)
-        return _backend.select("bernoulli_nll", logits.device)(logits, target)
+        return _backend.select("bernoulli_nll", logits)(logits, target)
 
     @staticmethod
-    @once_differentiable
+    @_gate.differentiable_once
     def backward(ctx: Any, grad_nll: Tensor) -> tuple[Tensor, Tensor | None]:
         logits, target = ctx.saved_tensors
-        op = _backend.select("bernoulli_nll_backward", logits.device)
+        op = _backend.select("bernoulli_nll_backward", logits)
         target_needs_grad = ctx.needs_input_grad[1]
         grad_logits, grad_target = op(grad_nll, logits, target, target_needs_grad)
         return grad_logits, grad_target if target_needs_grad else None

@@ -79,7 +79,7 @@ def fold_in(key: Tensor, data: int | Tensor) -> Tensor:
         raise ValueError(
             f"data: expected a shape that broadcasts with {tuple(key.shape[:-1])}, got {tuple(data.shape)}"
         ) from None
-    op = _backend.select("fold_in", key.device)
+    op = _backend.select("fold_in", key)
     if op is None or _gate.transformed():
         return reference.random.fold_in(key, data)
     return op(key.expand(*shape, 2), data.expand(shape))
@@ -123,9 +123,14 @@ def bits(
         TypeError, ValueError: an argument of the wrong type, shape or device, by name.
         RuntimeError: under torch.func without a key.
     """
-    shape = _size(size)
-    key, op = _prepare("bits", shape, key, generator, first_sample, device)
-    return op(shape, key, first_sample)
+    out = _new(size, torch.int64, device, key)
+    op = _backend.select("bits", out)
+    if op is None or _gate.transformed_noise("bits", key):
+        return reference.random.bits(
+            *size, key=key, generator=generator, first_sample=first_sample, device=out.device
+        )
+    op(out, _key.resolve(key, generator, first_sample, out), first_sample)
+    return out
 
 
 def uniform(
@@ -204,16 +209,17 @@ def bernoulli(
     """
     _checks.floating("probs", probs)
     _checks.unit_interval("probs", probs)
-    dtype = probs.dtype if dtype is None else dtype
-    if dtype not in (torch.uint8, torch.bool, torch.int64):
+    if dtype is not None and dtype not in (torch.uint8, torch.bool, torch.int64):
         _checks.floating_dtype(dtype)
-    op = _backend.select("bernoulli", probs.device)
+    op = _backend.select("bernoulli", probs)
     if op is None or _gate.transformed_noise("bernoulli", key):
         return reference.random.bernoulli(
             probs, key=key, generator=generator, first_sample=first_sample, dtype=dtype
         )
-    key = _key.resolve(key, generator, first_sample, _checks.rows_of(probs.shape), probs.device)
-    return op(probs.detach(), dtype, key, first_sample)
+    key = _key.resolve(key, generator, first_sample, probs)
+    out = torch.empty(probs.shape, dtype=dtype or probs.dtype, device=probs.device)
+    op(out, probs.detach() if probs.requires_grad else probs, key, first_sample)
+    return out
 
 
 def randint(
@@ -240,9 +246,14 @@ def randint(
             raise TypeError(f"{name}: expected an int, got {type(value).__name__}")
     if not 1 <= high - low <= 2**32 or low < -(2**63) or high > 2**63 - 1:
         raise ValueError(f"high: expected low < high <= low + 2^32, as int64, got low = {low}, high = {high}")
-    shape = _size((size,))
-    key, op = _prepare("randint", shape, key, generator, first_sample, device)
-    return op(low, high, shape, key, first_sample)
+    out = _new((size,), torch.int64, device, key)
+    op = _backend.select("randint", out)
+    if op is None or _gate.transformed_noise("randint", key):
+        return reference.random.randint(
+            low, high, size, key=key, generator=generator, first_sample=first_sample, device=out.device
+        )
+    op(out, low, high, _key.resolve(key, generator, first_sample, out), first_sample)
+    return out
 
 
 def categorical(
@@ -265,10 +276,10 @@ def categorical(
     _checks.floating("logits", logits)
     if logits.dim() == 0 or logits.shape[-1] == 0:
         raise ValueError(f"logits: expected shape (..., K) with K of at least 1, got {tuple(logits.shape)}")
-    op = _backend.select("categorical", logits.device)
+    op = _backend.select("categorical", logits)
     if op is None or _gate.transformed_noise("categorical", key):
         return reference.random.categorical(logits, key=key, generator=generator, first_sample=first_sample)
-    key = _key.resolve(key, generator, first_sample, _checks.rows_of(logits.shape), logits.device)
+    key = _key.resolve(key, generator, first_sample, logits)
     return op(logits.detach(), key, first_sample)
 
 
@@ -276,58 +287,20 @@ def _as_signed(value: int) -> int:
     return (value + 2**63) % 2**64 - 2**63
 
 
-def _size(size: Sequence[Any]) -> list[int]:
-    if len(size) == 1 and not isinstance(size[0], (int, torch.SymInt)):
-        size = size[0]
+def _new(
+    size: Sequence[Any], dtype: torch.dtype | None, device: torch.device | str | None, key: Tensor | None
+) -> Tensor:
+    """An empty tensor, on the device of the key unless another is named."""
+    if device is None and isinstance(key, Tensor):
+        device = key.device
     try:
-        shape = list(size)
+        return torch.empty(*size, dtype=dtype, device=device)
     except TypeError:
         raise TypeError(f"size: expected ints, or one sequence of ints, got {size!r}") from None
-    for n in shape:
-        if isinstance(n, bool) or not isinstance(n, (int, torch.SymInt)):
-            raise TypeError(f"size: expected ints, or one sequence of ints, got {type(n).__name__}")
-        if n < 0:
-            raise ValueError(f"size: expected ints of at least 0, got {tuple(shape)}")
-    return shape
-
-
-def _prepare(
-    name: str,
-    shape: list[int],
-    key: Tensor | None,
-    generator: torch.Generator | None,
-    first_sample: int,
-    device: torch.device | str | None,
-) -> tuple[Tensor, Any]:
-    """The key, and the function that draws from it: an op, or the reference."""
-    if device is not None:
-        where = torch.device(device)
-        if where.type == "cuda" and where.index is None:
-            where = torch.device("cuda", torch.cuda.current_device())
-    else:
-        where = key.device if isinstance(key, Tensor) else torch.get_default_device()
-    op = _backend.select(name, where)
-    use_reference = op is None or _gate.transformed_noise(name, key)
-    if use_reference and key is None:
-        return None, _reference_draw(name, generator, where)
-    key = _key.resolve(key, generator, first_sample, _checks.rows_of(shape), where)
-    return key, _reference_draw(name, None, where) if use_reference else op
-
-
-def _reference_draw(name: str, generator: torch.Generator | None, device: torch.device) -> Any:
-    """The reference with the signature of the op."""
-
-    def call(*arguments: Any) -> Tensor:
-        *rest, key, first_sample = arguments
-        function = getattr(reference.random, name)
-        options = {"key": key, "generator": generator, "first_sample": first_sample, "device": device}
-        if name == "bits":
-            return function(rest[0], **options)
-        if name == "randint":
-            return function(*rest, **options)
-        return function(rest[0], dtype=rest[1], **options)
-
-    return call
+    except RuntimeError as error:
+        if any(isinstance(n, int) and n < 0 for n in torch.utils._pytree.tree_leaves(size)):
+            raise ValueError(f"size: expected ints of at least 0, got {size!r}") from None
+        raise error
 
 
 def _draw(
@@ -339,34 +312,29 @@ def _draw(
     dtype: torch.dtype | None,
     device: torch.device | str | None,
 ) -> Tensor:
-    shape = _size(size)
-    dtype = torch.get_default_dtype() if dtype is None else dtype
-    _checks.floating_dtype(dtype)
-    key, op = _prepare(name, shape, key, generator, first_sample, device)
-    return op(shape, dtype, key, first_sample)
+    out = _new(size, dtype, device, key)
+    if out.dtype not in _checks.FLOATING:
+        _checks.floating_dtype(out.dtype)
+    op = _backend.select(name, out)
+    if op is None or _gate.transformed_noise(name, key):
+        function = getattr(reference.random, name)
+        options = {
+            "generator": generator,
+            "first_sample": first_sample,
+            "dtype": out.dtype,
+            "device": out.device,
+        }
+        return function(*size, key=key, **options)
+    op(out, _key.resolve(key, generator, first_sample, out), first_sample)
+    return out
 
 
-@_backend.register("bits")
-def _(size: Sequence[int], key: Tensor, first_sample: int) -> Tensor:
-    return key.new_empty(size)
+def _fake_fill(out: Tensor, *arguments: Any) -> None:
+    return None
 
 
-def _fake_draw(size: Sequence[int], dtype: torch.dtype, key: Tensor, first_sample: int) -> Tensor:
-    return key.new_empty(size, dtype=dtype)
-
-
-for _name in ("uniform", "normal", "exponential", "gumbel"):
-    _backend.register(_name)(_fake_draw)
-
-
-@_backend.register("bernoulli")
-def _(probs: Tensor, dtype: torch.dtype, key: Tensor, first_sample: int) -> Tensor:
-    return probs.new_empty(probs.shape, dtype=dtype)
-
-
-@_backend.register("randint")
-def _(low: int, high: int, size: Sequence[int], key: Tensor, first_sample: int) -> Tensor:
-    return key.new_empty(size)
+for _name in ("bits", "uniform", "normal", "exponential", "gumbel", "bernoulli", "randint"):
+    _backend.register(_name)(_fake_fill)
 
 
 @_backend.register("categorical")

@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from .. import reference
 from . import _backend, _checks, _gate, _key
@@ -43,15 +42,15 @@ def normal_rsample(
 
     Source: Kingma and Welling 2014, section 2.4.
     """
-    _check_pair(mean, log_var)
-    op = _backend.select("normal_rsample", mean.device)
+    _checks.alike("log_var", log_var, "mean", mean)
+    op = _backend.select("normal_rsample", mean)
     if op is None or _gate.transformed_noise("normal_rsample", key):
         return reference.reparam.normal_rsample(
             mean, log_var, key=key, generator=generator, first_sample=first_sample
         )
-    key = _key.resolve(key, generator, first_sample, _checks.rows_of(mean.shape), mean.device)
+    key = _key.resolve(key, generator, first_sample, mean)
     if _gate.needs_grad(mean, log_var):
-        return _NormalRsample.apply(mean, log_var, key, first_sample)
+        return _gate.apply(_NormalRsample, mean, log_var, key, first_sample)
     return op(mean, log_var, key, first_sample)
 
 
@@ -96,7 +95,7 @@ def normal_rsample_kl(
 
     Source: Kingma and Welling 2014, section 2.4 and appendix B; free bits: Kingma et al. 2016, appendix C.8.
     """
-    _check_pair(mean, log_var)
+    _checks.alike("log_var", log_var, "mean", mean)
     if prior_mean is not None:
         _checks.floating("prior_mean", prior_mean)
         prior_mean = _checks.expanded("prior_mean", prior_mean, "mean", mean)
@@ -104,7 +103,7 @@ def normal_rsample_kl(
         _checks.floating("prior_log_var", prior_log_var)
         prior_log_var = _checks.expanded("prior_log_var", prior_log_var, "mean", mean)
     bits = _checks.scalar("free_bits", free_bits, mean)
-    op = _backend.select("normal_rsample_kl", mean.device)
+    op = _backend.select("normal_rsample_kl", mean)
     if op is None or _gate.transformed_noise("normal_rsample_kl", key):
         return reference.reparam.normal_rsample_kl(
             mean,
@@ -116,17 +115,12 @@ def normal_rsample_kl(
             generator=generator,
             first_sample=first_sample,
         )
-    key = _key.resolve(key, generator, first_sample, _checks.rows_of(mean.shape), mean.device)
+    key = _key.resolve(key, generator, first_sample, mean)
     if _gate.needs_grad(mean, log_var, prior_mean, prior_log_var):
-        return _NormalRsampleKl.apply(mean, log_var, prior_mean, prior_log_var, bits, key, first_sample)
+        return _gate.apply(
+            _NormalRsampleKl, mean, log_var, prior_mean, prior_log_var, bits, key, first_sample
+        )
     return op(mean, log_var, prior_mean, prior_log_var, bits, key, first_sample)
-
-
-def _check_pair(mean: Tensor, log_var: Tensor) -> None:
-    _checks.floating("mean", mean)
-    _checks.floating("log_var", log_var)
-    _checks.same_shape("log_var", log_var, "mean", mean)
-    _checks.same_device("log_var", log_var, "mean", mean)
 
 
 class _NormalRsample(torch.autograd.Function):
@@ -134,13 +128,13 @@ class _NormalRsample(torch.autograd.Function):
     def forward(ctx: Any, mean: Tensor, log_var: Tensor, key: Tensor, first_sample: int) -> Tensor:
         ctx.save_for_backward(mean, log_var, key)
         ctx.first_sample = first_sample
-        return _backend.select("normal_rsample", mean.device)(mean, log_var, key, first_sample)
+        return _backend.select("normal_rsample", mean)(mean, log_var, key, first_sample)
 
     @staticmethod
-    @once_differentiable
+    @_gate.differentiable_once
     def backward(ctx: Any, grad_z: Tensor) -> tuple[Tensor | None, ...]:
         mean, log_var, key = ctx.saved_tensors
-        op = _backend.select("normal_rsample_kl_backward", mean.device)
+        op = _backend.select("normal_rsample_kl_backward", mean)
         grads = op(grad_z, None, mean, log_var, None, None, None, key, ctx.first_sample, False)
         return grads[0], grads[1], None, None
 
@@ -160,14 +154,14 @@ class _NormalRsampleKl(torch.autograd.Function):
         ctx.save_for_backward(mean, log_var, prior_mean, prior_log_var, free_bits, key)
         ctx.first_sample = first_sample
         ctx.set_materialize_grads(False)
-        op = _backend.select("normal_rsample_kl", mean.device)
+        op = _backend.select("normal_rsample_kl", mean)
         return op(mean, log_var, prior_mean, prior_log_var, free_bits, key, first_sample)
 
     @staticmethod
-    @once_differentiable
+    @_gate.differentiable_once
     def backward(ctx: Any, grad_z: Tensor | None, grad_kl: Tensor | None) -> tuple[Tensor | None, ...]:
         mean, log_var, prior_mean, prior_log_var, free_bits, key = ctx.saved_tensors
-        op = _backend.select("normal_rsample_kl_backward", mean.device)
+        op = _backend.select("normal_rsample_kl_backward", mean)
         _, _, prior_mean_needs, prior_log_var_needs, *_ = ctx.needs_input_grad
         grads = op(
             grad_z,

@@ -15,7 +15,12 @@ _WEYL = (0x9E3779B9, 0xBB67AE85)
 
 def philox(seed: Tensor, counter: Tensor, sample: Tensor | int, step: Tensor | int = 0) -> Tensor:
     """Four words in int64 [..., 4] of Philox4x32-10: `seed` and `counter` are 64-bit, in int64."""
-    c = [counter & _MASK, (counter >> 32) & _MASK, sample + torch.zeros_like(counter), step + torch.zeros_like(counter)]
+    c = [
+        counter & _MASK,
+        (counter >> 32) & _MASK,
+        sample + torch.zeros_like(counter),
+        step + torch.zeros_like(counter),
+    ]
     k = [seed & _MASK, (seed >> 32) & _MASK]
     for _ in range(10):
         # int64 products wrap, and their bits are those of the unsigned product.
