@@ -208,13 +208,17 @@ __device__ __forceinline__ typename Tensor::Raw fetch_or_zero(const Tensor& tens
   return tensor.fetch(row, quad, count);
 }
 
-// One number per row, float32 or float64: a sum over the row, its gradient, or a scalar.
+// One number per row, of any floating dtype: a sum over the row, its gradient, or a scalar.
 template <class M>
 __device__ __forceinline__ M load_row(const variate_tensor& tensor, int64_t row) {
   if (!tensor.data) return M(0);
-  if (tensor.dtype == VARIATE_FLOAT64)
-    return static_cast<M>(__ldg(static_cast<const double*>(tensor.data) + row * tensor.row_stride));
-  return static_cast<M>(__ldg(static_cast<const float*>(tensor.data) + row * tensor.row_stride));
+  const int64_t at = row * tensor.row_stride;
+  switch (tensor.dtype) {
+    case VARIATE_FLOAT64: return convert<M>(__ldg(static_cast<const double*>(tensor.data) + at));
+    case VARIATE_BFLOAT16: return convert<M>(static_cast<const __nv_bfloat16*>(tensor.data)[at]);
+    case VARIATE_FLOAT16: return convert<M>(static_cast<const __half*>(tensor.data)[at]);
+    default: return convert<M>(__ldg(static_cast<const float*>(tensor.data) + at));
+  }
 }
 
 template <class M>
