@@ -62,6 +62,7 @@ def least_kl(free_bits, DTYPE: tl.constexpr):
 
     kl < bound: held, and no gradient passes. A NaN is never held.
     """
+    free_bits = tl.core.to_tensor(free_bits)  # the interpreter leaves numbers as they are
     if free_bits.dtype.is_ptr():
         free_bits = tl.load(free_bits)
     free_bits = free_bits.to(DTYPE)

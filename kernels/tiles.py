@@ -116,7 +116,9 @@ def load_column(x, first_row, rows, ROWS: tl.constexpr, DTYPE: tl.constexpr):
 
 @triton.jit
 def store_tile(out, cols, first_row, first_col, mask, value):
-    """Store to a contiguous [rows, cols], rounded to its dtype."""
+    """Store to a contiguous [rows, cols], rounded to its dtype, to 16 bits by way of float32."""
+    if value.dtype == tl.float64 and out.dtype.element_ty.primitive_bitwidth == 16:
+        value = value.to(tl.float32)
     tl.store(tile_pointers((out, cols, 1), first_row, first_col, mask), value, mask)
 
 

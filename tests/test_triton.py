@@ -1,0 +1,544 @@
+"""The Triton kernels: interpreted against an independent numpy reference, and compiled without a GPU.
+
+The reference is float64 numpy on words from a Philox of its own. Words, uniforms and Bernoulli draws must
+equal it in bits. Elsewhere float32 math is allowed the error that the bounds of the element math add up to.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip("triton")
+sys.path.insert(0, str(Path(__file__).parent))
+
+import aot
+import triton
+import triton.language as tl
+from triton_interpreter import Interpreter, load_kernels
+
+FLOATS = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
+KEY = (0x0123456789ABCDEF, 5)
+# Half an ulp of 1 in the dtype of an output, with some room for the float32 math before it; an ulp for
+# bfloat16, which the interpreter truncates. A GPU rounds: see check_compiled.
+ROUNDING = {
+    torch.float32: 2.0**-22,
+    torch.float64: 2.0**-22,
+    torch.bfloat16: 2.0**-7,
+    torch.float16: 2.0**-10,
+}
+
+
+@pytest.fixture(scope="module")
+def interpreted():
+    interpreter = Interpreter()
+    yield interpreter
+    interpreter.close()
+
+
+# The reference.
+
+
+def philox(seed, counter):
+    """Words [4, ...] of Philox4x32-10; seed and the four counter words broadcast."""
+    low = np.uint64(0xFFFFFFFF)
+    shift = np.uint64(32)
+    c = [np.asarray(x, np.uint64) for x in counter]
+    k = [np.asarray(seed, np.uint64) & low, np.asarray(seed, np.uint64) >> shift]
+    for _ in range(10):
+        p = np.uint64(0xD2511F53) * c[0]
+        q = np.uint64(0xCD9E8D57) * c[2]
+        c = [(q >> shift) ^ c[1] ^ k[0], q & low, (p >> shift) ^ c[3] ^ k[1], p & low]
+        k = [(k[0] + np.uint64(0x9E3779B9)) & low, (k[1] + np.uint64(0xBB67AE85)) & low]
+    return np.stack(np.broadcast_arrays(*c))
+
+
+def words_of(rows, cols, key=KEY, first_sample=0):
+    """uint64 [rows, cols] of noise version 1, from one (seed, offset) or a list of one per row."""
+    keys = [key] * rows if isinstance(key, tuple) else key
+    out = np.empty((rows, cols), np.uint64)
+    block = np.arange((cols + 3) // 4, dtype=np.uint64)
+    for row, (seed, offset) in enumerate(keys):
+        counter = np.uint64(offset % 2**64) + block  # wraps
+        sample = first_sample + row if isinstance(key, tuple) else 0
+        parts = philox(seed % 2**64, (counter & np.uint64(0xFFFFFFFF), counter >> np.uint64(32), sample, 0))
+        out[row] = parts.T.reshape(-1)[:cols]
+    return out
+
+
+def uniforms_of(words):
+    return (words.astype(np.float32).astype(np.float64) * 2.0**-32 + 2.0**-33).astype(np.float32)
+
+
+def normals_of(rows, cols, key=KEY, first_sample=0):
+    u = uniforms_of(words_of(rows, cols + -cols % 4, key, first_sample)).astype(np.float64)
+    radius = np.sqrt(-2.0 * np.log(u[:, 0::2]))
+    angle = 2.0 * np.pi * u[:, 1::2]
+    pairs = np.stack([radius * np.cos(angle), radius * np.sin(angle)], axis=-1)
+    return torch.from_numpy(pairs.reshape(rows, -1)[:, :cols])
+
+
+def exponentials_of(words):
+    u = uniforms_of(words).astype(np.float64)
+    v = uniforms_of(words ^ np.uint64(0xFFFFFFFF)).astype(np.float64)
+    return np.where(words < 2**31, -np.log(u), -np.log1p(-v))
+
+
+def folded(key, data):
+    block = (key[1] + data) % 2**64
+    w = [int(x) for x in philox(key[0], (block & 0xFFFFFFFF, block >> 32, 0, 0))]
+    return w[0] | w[1] << 32, w[2] | w[3] << 32
+
+
+def signed(x):
+    return x - 2**64 if x >= 2**63 else x
+
+
+def tensor_of(key):
+    return torch.tensor(
+        [[signed(x % 2**64) for x in k] for k in (key if isinstance(key, list) else [key])]
+    ).view((-1, 2) if isinstance(key, list) else (2,))
+
+
+def close(actual, expected, dtype=torch.float32, scale=1.0):
+    """|actual - expected| <= scale * rounding * max(1, |expected|)"""
+    bound = scale * ROUNDING[dtype] * expected.abs().clamp(min=1.0)
+    error = (actual.double() - expected).abs()
+    assert bool((error <= bound).all()), f"error {(error / bound).max():.3g} times the bound"
+
+
+# Draws.
+
+
+@pytest.mark.parametrize(
+    ("seed", "counter", "expected"),
+    [
+        (0, (0, 0, 0, 0), (0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8)),
+        (2**64 - 1, (2**32 - 1,) * 4, (0x408F276D, 0x41C83B0E, 0xA20BC7C6, 0x6D5451FD)),
+        (
+            0x299F31D0A4093822,
+            (0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344),
+            (0xD16CFE09, 0x94FDCCEB, 0x5001E420, 0x24126EA1),
+        ),
+    ],
+)
+def test_reference_philox_gives_the_published_vectors(seed, counter, expected):
+    assert tuple(int(x) for x in philox(np.uint64(seed), counter)) == expected
+
+
+def test_bits_of_the_zero_counter_are_the_published_vector(interpreted):
+    bits = interpreted.bits([4], torch.tensor([0, 0]), 0)
+    assert bits.tolist() == [0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8]
+
+
+@pytest.mark.parametrize("size", [(), (7,), (1030,), (5, 4), (2, 3, 7), (3, 1027), (300, 1)])
+@pytest.mark.parametrize("key", [KEY, (2**64 - 1, 2**64 - 2), (3, 2**32 - 1)])
+def test_bits(interpreted, size, key):
+    rows = size[0] if len(size) > 1 else 1
+    bits = interpreted.bits(list(size), tensor_of(key), 2**32 - rows)
+    assert bits.dtype == torch.int64 and bits.shape == size
+    expected = words_of(rows, math.prod(size) // rows, key, 2**32 - rows)
+    assert np.array_equal(bits.numpy().reshape(rows, -1), expected.astype(np.int64))
+
+
+def test_batched_keys_are_sample_0_of_their_own_stream(interpreted):
+    keys = [(1, 0), (2**64 - 3, 7), (1, 2**64 - 1)]
+    bits = interpreted.bits([3, 10], tensor_of(keys), 0)
+    assert np.array_equal(bits.numpy(), words_of(3, 10, keys).astype(np.int64))
+    strided = tensor_of(keys).repeat_interleave(2, 0)[::2]
+    assert torch.equal(interpreted.bits([3, 10], strided, 0), bits)
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_uniform(interpreted, dtype):
+    draws = interpreted.uniform([3, 1000], dtype, tensor_of(KEY), 2)
+    expected = torch.from_numpy(uniforms_of(words_of(3, 1000, first_sample=2)))
+    if dtype == torch.bfloat16:  # truncated
+        expected = (expected.view(torch.int32) & -0x10000).view(torch.float32)
+    assert torch.equal(draws, expected.to(dtype))
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("size", [(9000,), (7, 33)])
+def test_normal(interpreted, dtype, size):
+    draws = interpreted.normal(list(size), dtype, tensor_of(KEY), 1)
+    rows = size[0] if len(size) > 1 else 1
+    expected = normals_of(rows, math.prod(size) // rows, first_sample=1).view(size)
+    # cos and sin are off by at most 1e-7 near their zeros, times a radius of at most 6.7.
+    close(draws, expected, dtype, scale=3.0)
+
+
+def test_exponential_and_gumbel(interpreted):
+    expected = torch.from_numpy(exponentials_of(words_of(2, 3000)))
+    draws = interpreted.exponential([2, 3000], torch.float32, tensor_of(KEY), 0)
+    assert bool((draws > 0).all())
+    assert bool(((draws.double() - expected).abs() <= 4 * 2.0**-24 * expected).all())  # four half ulps
+    gumbel = interpreted.gumbel([2, 3000], torch.float32, tensor_of(KEY), 0)
+    close(gumbel, -torch.log(expected))
+
+
+@pytest.mark.parametrize(
+    ("dtype", "out"), [*zip(FLOATS, FLOATS, strict=True), (FLOATS[0], torch.uint8), (FLOATS[1], torch.int64)]
+)
+def test_bernoulli(interpreted, dtype, out):
+    words = words_of(4, 50, first_sample=9)
+    probs = torch.from_numpy(words.astype(np.float64) * 2.0**-32).to(dtype)  # the thresholds themselves
+    probs[0, :5] = torch.tensor([0.0, 1.0, -1.0, 2.0, math.nan], dtype=dtype)
+    draws = interpreted.bernoulli(probs, out, tensor_of(KEY), 9)
+    p = probs.double().numpy()
+    expected = torch.from_numpy((words.astype(np.float64) < p * 2.0**32).astype(np.float64))
+    expected[0, 4] = math.nan if out.is_floating_point else 0
+    assert torch.equal(draws.double().nan_to_num(-1), expected.nan_to_num(-1))
+    # A transposed and an expanded input are read in place.
+    transposed = interpreted.bernoulli(probs.t().contiguous().t(), out, tensor_of(KEY), 9)
+    assert torch.equal(transposed.double().nan_to_num(-1), draws.double().nan_to_num(-1))
+    row = interpreted.bernoulli(probs[1:2].expand(4, 50), out, tensor_of(KEY), 9)
+    assert torch.equal(row[1], draws[1])
+
+
+@pytest.mark.parametrize(
+    ("low", "high"), [(0, 1), (-3, 4), (0, 2**31 + 1), (5, 5 + 2**32), (-(2**63), 2**32 - 2**63)]
+)
+def test_randint(interpreted, low, high):
+    draws = interpreted.randint(low, high, [2, 101], tensor_of(KEY), 3)
+    first = words_of(2, 101, first_sample=3)
+    second = words_of(2, 101, key=folded(KEY, 1), first_sample=3)
+    expected = [
+        low + ((int(a) << 32 | int(b)) * (high - low) >> 64)
+        for a, b in zip(first.flat, second.flat, strict=True)
+    ]
+    assert draws.flatten().tolist() == expected
+
+
+@pytest.mark.parametrize(
+    ("size", "dtype"),
+    [
+        ((7,), torch.float32),
+        ((3, 5), torch.bfloat16),
+        ((2, 3, 7), torch.float64),
+        ((2, 2, 64), torch.float16),
+        ((2, 2, 1301), torch.float32),
+        ((2, 3000), torch.float32),
+    ],
+)
+def test_categorical(interpreted, size, dtype):
+    logits = torch.linspace(-1.0, 1.0, math.prod(size)).view(size).to(dtype)
+    rows = size[0] if len(size) > 1 else 1
+    choice = interpreted.categorical(logits, tensor_of(KEY), 4)
+    gumbel = -np.log(exponentials_of(words_of(rows, logits.numel() // rows, first_sample=4)))
+    scores = logits.double() + torch.from_numpy(gumbel).view(size)
+    best = scores.topk(2).values
+    assert bool((best[..., 0] - best[..., 1] > 1e-5).all()), "a tie: choose another key for this test"
+    assert torch.equal(choice, scores.argmax(-1))
+
+
+def test_categorical_of_extreme_logits(interpreted):
+    logits = torch.zeros(5, 6)
+    logits[0] = -math.inf
+    logits[1, 3] = logits[1, 5] = math.inf
+    logits[2, 2] = logits[2, 4] = math.nan
+    logits[2, 1] = math.inf
+    logits[3, :5] = -math.inf
+    choice = interpreted.categorical(logits, tensor_of(KEY), 0)
+    assert choice[:4].tolist() == [0, 3, 2, 5]
+
+
+def test_fold_in(interpreted):
+    keys = [(7, 0), (2**64 - 1, 2**64 - 1), (2**40, 12)]
+    data = [0, 1, 2**63 - 1]
+    expected = [folded(k, d) for k, d in zip(keys, data, strict=True)]
+    assert torch.equal(interpreted.fold_in(tensor_of(keys), torch.tensor(data)), tensor_of(expected))
+    assert torch.equal(
+        interpreted.fold_in(tensor_of(KEY), torch.tensor(-1)), tensor_of(folded(KEY, 2**64 - 1))
+    )
+
+
+# Reparameterised sampling.
+
+
+def example(size, dtype=torch.float32, other=None, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    mean, log_var = torch.randn(2, *size, generator=generator, dtype=torch.float64)
+    return mean.to(dtype), log_var.to(other or dtype)
+
+
+def expected_kl(mean, log_var, prior_mean=None, prior_log_var=None, free_bits=0.0):
+    mean, log_var = mean.double(), log_var.double()
+    prior_mean = torch.zeros_like(mean) if prior_mean is None else prior_mean.double()
+    prior_log_var = torch.zeros_like(mean) if prior_log_var is None else prior_log_var.double()
+    ratio = log_var - prior_log_var
+    kl = 0.5 * (torch.expm1(ratio) - ratio + (mean - prior_mean) ** 2 * torch.exp(-prior_log_var))
+    kl = torch.where(kl < free_bits, free_bits, kl) if free_bits > 0 else kl
+    return kl.reshape(mean.shape[0] if mean.dim() > 1 else 1, -1).sum(1)
+
+
+def expected_z(mean, log_var, first_sample=0, key=KEY):
+    rows = mean.shape[0] if mean.dim() > 1 else 1
+    noise = normals_of(rows, mean.numel() // rows, key, first_sample).view(mean.shape)
+    return mean.double() + torch.exp(0.5 * log_var.double()) * noise
+
+
+SIZES = [(), (5,), (37, 4), (2, 3, 7), (3, 784), (2, 9000)]
+
+
+CASES = [
+    *[(size, torch.float32, torch.float32) for size in SIZES],
+    *[((2, 3, 7), dtype, dtype) for dtype in FLOATS[1:]],
+    ((2, 3, 7), torch.bfloat16, torch.float64),
+    ((2, 9000), torch.float64, torch.float64),
+]
+
+
+@pytest.mark.parametrize(("size", "first", "second"), CASES)
+def test_normal_rsample_kl(interpreted, size, first, second):
+    mean, log_var = example(size, first, second)
+    z, kl = interpreted.normal_rsample_kl(mean, log_var, None, None, None, tensor_of(KEY), 3)
+    assert z.shape == mean.shape and z.dtype == torch.promote_types(first, second)
+    assert kl.dtype == (torch.float64 if torch.float64 in (first, second) else torch.float32)
+    # sigma reaches e^2, so errors of the noise grow as much.
+    close(z, expected_z(mean, log_var, 3), z.dtype, scale=20.0 if z.dtype.itemsize >= 4 else 3.0)
+    # A float32 sum of thousands of terms in tree order; each term has a few roundings.
+    precision = 1e-13 if kl.dtype == torch.float64 else 1e-6
+    assert torch.allclose(kl.double(), expected_kl(mean, log_var), rtol=precision, atol=precision)
+    assert torch.equal(interpreted.normal_rsample(mean, log_var, tensor_of(KEY), 3), z)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(
+    "free_bits", [None, torch.tensor(0.0), torch.tensor(0.4), 0.4, torch.tensor(0.4).double()]
+)
+def test_normal_rsample_kl_with_a_prior(interpreted, dtype, free_bits):
+    mean, log_var = example((6, 23), dtype)
+    prior_mean, prior_log_var = example((23,), dtype, seed=1)
+    priors = prior_mean.expand(6, 23), prior_log_var.expand(6, 23)
+    bound = 0.0 if free_bits is None else float(free_bits)
+    precision = 1e-7 if dtype == torch.float64 else 2e-6  # 1e-7: free bits may be a float32
+    for given in [priors, (priors[0], None), (None, priors[1]), (None, None)]:
+        z, kl = interpreted.normal_rsample_kl(mean, log_var, *given, free_bits, tensor_of(KEY), 0)
+        expected = expected_kl(mean, log_var, *given, free_bits=bound)
+        assert torch.allclose(kl.double(), expected, rtol=precision, atol=0)
+        assert torch.equal(z, interpreted.normal_rsample(mean, log_var, tensor_of(KEY), 0))
+
+
+@pytest.mark.parametrize("cols", [20, 784, 5000])
+def test_the_bits_of_a_row_depend_on_neither_batch_nor_strides(interpreted, cols):
+    mean, log_var = example((5, cols))
+    z, kl = interpreted.normal_rsample_kl(mean, log_var, None, None, None, tensor_of(KEY), 0)
+    for rows in (slice(2, 3), slice(1, 5)):
+        part = interpreted.normal_rsample_kl(
+            mean[rows].t().contiguous().t(), log_var[rows], None, None, None, tensor_of(KEY), rows.start
+        )
+        assert torch.equal(part[0], z[rows]) and torch.equal(part[1], kl[rows])
+
+
+def test_strides_and_dimensions_are_read_as_they_are(interpreted):
+    mean, log_var = example((4, 3, 6))
+    expected = interpreted.normal_rsample_kl(mean, log_var, None, None, None, tensor_of(KEY), 0)
+    permuted = mean.permute(2, 1, 0).contiguous().permute(2, 1, 0)  # inner strides differ: copied
+    sliced = torch.stack([log_var, log_var], -1)[..., 0]  # inner stride 2: read in place
+    actual = interpreted.normal_rsample_kl(permuted, sliced, None, None, None, tensor_of(KEY), 0)
+    assert all(torch.equal(a, e) for a, e in zip(actual, expected, strict=True))
+    keys = [(1, 2), (3, 4), (5, 6), (7, 8)]
+    z = interpreted.normal_rsample(mean, log_var, tensor_of(keys), 0)
+    close(z, expected_z(mean, log_var, key=keys), scale=20.0)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "free_bits", "given"),
+    [
+        (torch.float32, None, (False, False)),
+        (torch.float32, torch.tensor(0.4), (False, False)),
+        (torch.float32, torch.tensor(0.4), (True, True)),
+        (torch.float64, torch.tensor(0.4), (True, True)),
+        (torch.float64, None, (False, True)),
+        (torch.bfloat16, None, (True, False)),
+        (torch.float16, torch.tensor(0.4), (True, True)),
+    ],
+)
+def test_normal_rsample_kl_backward(interpreted, dtype, free_bits, given):
+    mean, log_var = example((5, 21), dtype)
+    prior = [p if keep else None for p, keep in zip(example((5, 21), dtype, seed=1), given, strict=True)]
+    grad_z, _ = example((5, 21), dtype, seed=2)
+    grad_kl = torch.linspace(-1.0, 2.0, 5).to(torch.float64 if dtype == torch.float64 else torch.float32)
+    noise = normals_of(5, 21, first_sample=2)
+    leaves = [None if t is None else t.double().requires_grad_() for t in (mean, log_var, *prior)]
+    for with_z, with_kl in [(True, True), (True, False), (False, True)]:
+        z = leaves[0] + torch.exp(0.5 * leaves[1]) * noise
+        # expected_kl with the gradient of max: none at elements that free bits hold up.
+        kl = expected_kl(*leaves, free_bits=0.0 if free_bits is None else float(free_bits))
+        loss = 0.0 * sum(t.sum() for t in leaves if t is not None)
+        loss = loss + (z * grad_z.double()).sum() * with_z + (kl * grad_kl.double()).sum() * with_kl
+        expected = torch.autograd.grad(loss, [t for t in leaves if t is not None])
+        actual = interpreted.normal_rsample_kl_backward(
+            grad_z if with_z else None, grad_kl if with_kl else None, mean, log_var, *prior, free_bits,
+            tensor_of(KEY), 2, True,
+        )  # fmt: skip
+        for present, gradient in zip((True, True, *given), actual, strict=True):
+            assert gradient.dtype == dtype and gradient.numel() == (mean.numel() if present else 0)
+        for gradient, value in zip([g for g in actual if g.numel()], expected, strict=True):
+            close(gradient, value, dtype, scale=30.0 if dtype.itemsize >= 4 else 2.0)
+    unwanted = interpreted.normal_rsample_kl_backward(
+        grad_z, grad_kl, mean, log_var, *prior, free_bits, tensor_of(KEY), 2, False
+    )
+    assert unwanted[2].numel() == unwanted[3].numel() == 0
+
+
+def test_nan_stays_where_it_came_in(interpreted):
+    mean, log_var = example((4, 30))
+    mean[1, 7] = math.nan
+    log_var[2, 3] = math.inf
+    for free_bits in (None, torch.tensor(0.5)):
+        z, kl = interpreted.normal_rsample_kl(mean, log_var, None, None, free_bits, tensor_of(KEY), 0)
+        assert z.isnan().nonzero().tolist() == [[1, 7]]
+        assert kl.isfinite().tolist() == [True, False, False, True]
+
+
+# Likelihoods.
+
+
+def expected_nll(logits, target):
+    terms = torch.nn.functional.softplus(logits.double()) - logits.double() * target.double()
+    return terms.reshape(logits.shape[0] if logits.dim() > 1 else 1, -1).sum(1)
+
+
+@pytest.mark.parametrize(
+    ("size", "dtype", "target_dtype"),
+    [*CASES, ((3, 20), FLOATS[0], torch.uint8), ((3, 20), FLOATS[2], torch.bool)],
+)
+def test_bernoulli_nll(interpreted, size, dtype, target_dtype):
+    logits = 4.0 * example(size, dtype)[0]
+    target = example(size)[1].sigmoid()
+    target = (
+        target.round().to(target_dtype) if not target_dtype.is_floating_point else target.to(target_dtype)
+    )
+    nll = interpreted.bernoulli_nll(logits, target)
+    double = torch.float64 in (dtype, target_dtype)
+    assert nll.dtype == (torch.float64 if double else torch.float32)
+    assert torch.allclose(nll.double(), expected_nll(logits, target), rtol=1e-13 if double else 1e-6)
+
+    grad_nll = torch.linspace(0.5, 1.5, nll.numel()).to(nll.dtype)
+    floating = target.dtype.is_floating_point
+    actual = interpreted.bernoulli_nll_backward(grad_nll, logits, target, floating)
+    g = grad_nll.double().view(-1, *[1] * (logits.dim() - 1)) if logits.dim() > 1 else grad_nll.double()[0]
+    close(actual[0], g * (logits.double().sigmoid() - target.double()), dtype, scale=4.0)
+    assert actual[0].dtype == dtype and actual[1].numel() == (target.numel() if floating else 0)
+    if floating:
+        close(actual[1], -g * logits.double(), actual[1].dtype)
+
+
+def test_bernoulli_nll_of_extreme_logits(interpreted):
+    logits = torch.tensor([[math.inf], [-math.inf], [math.inf], [math.nan], [120.0], [-120.0]])
+    target = torch.tensor([[1.0], [0.0], [0.0], [1.0], [1.0], [1.0]])
+    nll = interpreted.bernoulli_nll(logits, target)
+    assert nll[:3].tolist() == [0.0, 0.0, math.inf] and nll[3].isnan()
+    assert nll[4] < 1e-38 and nll[5] == 120.0
+
+
+@pytest.mark.parametrize("size", [(0,), (0, 4), (3, 0)])
+def test_empty_inputs(interpreted, size):
+    x = torch.zeros(size)
+    rows = size[0] if len(size) > 1 else 1
+    key = tensor_of(KEY)
+    assert interpreted.normal(list(size), torch.float32, key, 0).shape == size
+    assert interpreted.bernoulli(x, torch.float32, key, 0).shape == size
+    z, kl = interpreted.normal_rsample_kl(x, x, None, None, None, key, 0)
+    assert z.shape == size and torch.equal(kl, torch.zeros(rows))
+    gradients = interpreted.normal_rsample_kl_backward(x, kl, x, x, None, None, None, key, 0, True)
+    assert [g.shape for g in gradients] == [size, size, (0,), (0,)]
+    assert torch.equal(interpreted.bernoulli_nll(x, x), torch.zeros(rows))
+    assert interpreted.bernoulli_nll_backward(kl, x, x, True)[1].shape == size
+
+
+# Compiled without a GPU.
+
+
+def launches(dtype, rows, cols):
+    """Name -> a call of each kernel on contiguous [rows, cols]."""
+    kernels = load_kernels()
+    key = torch.tensor([1, 2])
+    x = torch.zeros(rows, cols, dtype=dtype)
+    row = torch.zeros(rows, dtype=torch.float64 if dtype == torch.float64 else torch.float32)
+    free_bits = torch.zeros(())
+    return {
+        "uniform": lambda: kernels.uniform([rows, cols], dtype, key, 0),
+        "normal": lambda: kernels.normal([rows, cols], dtype, key, 0),
+        "exponential": lambda: kernels.exponential([rows, cols], dtype, key, 0),
+        "gumbel": lambda: kernels.gumbel([rows, cols], dtype, key, 0),
+        "bernoulli": lambda: kernels.bernoulli(x, dtype, key, 0),
+        "normal_rsample": lambda: kernels.normal_rsample(x, x, key, 0),
+        "normal_rsample_kl": lambda: kernels.normal_rsample_kl(x, x, None, None, None, key, 0),
+        "learned_prior": lambda: kernels.normal_rsample_kl(x, x, x, x, free_bits, key, 0),
+        "backward": lambda: kernels.normal_rsample_kl_backward(x, row, x, x, None, None, None, key, 0, False),
+        "learned_prior_backward": lambda: kernels.normal_rsample_kl_backward(
+            x, row, x, x, x, x, free_bits, key, 0, True
+        ),
+        "bernoulli_nll": lambda: kernels.bernoulli_nll(x, x),
+        "bernoulli_nll_backward": lambda: kernels.bernoulli_nll_backward(row, x, x, True),
+        "categorical": lambda: kernels.categorical(x, key, 0),
+    }
+
+
+def check_compiled(kernel, dtype):
+    assert kernel.stack == 0 and kernel.local == 0, f"{kernel.name} spills"
+    assert not kernel.contracts
+    if dtype == torch.bfloat16:
+        assert "cvt.rz" not in kernel.ptx and (
+            "st.global.b16" not in kernel.ptx or "cvt.rn.bf16" in kernel.ptx
+        )
+    if dtype != torch.float64:
+        for inexact in (".approx", "div.full", ".ftz"):
+            assert inexact not in kernel.ptx, f"{kernel.name} uses {inexact}"
+
+
+@pytest.mark.parametrize("capability", [80, 90])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_kernels_compile_without_spills(capability, dtype):
+    for name, call in launches(dtype, 64, 5120).items():
+        kernels = aot.compiled(capability, call)
+        for kernel in kernels:
+            check_compiled(kernel, dtype)
+        if dtype == torch.float32 and name != "categorical":
+            reads = name not in ("uniform", "normal", "exponential", "gumbel")
+            assert 4 in kernels[0].vector_widths("ld" if reads else "st"), (
+                f"{name} loads or stores one by one"
+            )
+            if name != "bernoulli_nll":
+                assert 4 in kernels[0].vector_widths("st"), f"{name} stores one by one"
+
+
+@pytest.mark.parametrize("capability", [80, 90])
+def test_short_rows_integers_and_batched_keys_compile_without_spills(capability):
+    kernels = load_kernels()
+    keys = torch.zeros(64, 2, dtype=torch.int64)
+    calls = [
+        *launches(torch.float32, 64, 20).values(),
+        lambda: kernels.bits([64, 32], keys[0], 0),
+        lambda: kernels.randint(0, 10, [64, 32], keys[0], 0),
+        lambda: kernels.fold_in(keys, keys[:, 0].contiguous()),
+        lambda: kernels.normal([64, 32], torch.float32, keys, 0),
+        lambda: kernels.bernoulli_nll(torch.zeros(64, 32), torch.zeros(64, 32, dtype=torch.bool)),
+        lambda: kernels.categorical(torch.zeros(64, 3, 7), keys, 0),
+    ]
+    for call in calls:
+        for kernel in aot.compiled(capability, call):
+            check_compiled(kernel, torch.float32)
+
+
+@triton.jit
+def _multiply_add_kernel(x, out):
+    i = tl.arange(0, 128)
+    value = tl.load(x + i)
+    tl.store(out + i, value * value + value)
+
+
+def test_launch_keeps_products_and_sums_apart():
+    kernels = load_kernels()
+    x = torch.zeros(128)
+    launch = sys.modules[f"{kernels.__name__}.tiles"].launch
+    [kernel] = aot.compiled(90, lambda: launch(_multiply_add_kernel, 1, x, x, device=x.device))
+    assert not kernel.contracts and "fma" not in kernel.ptx and "mul" in kernel.ptx

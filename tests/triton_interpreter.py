@@ -1,0 +1,74 @@
+"""Run the Triton kernels on the CPU, in Triton's interpreter.
+
+Triton reads TRITON_INTERPRET when a kernel is decorated, so the interpreter is a process of its own, which
+this file is when it is run as a script: it answers calls over a pipe.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+
+def load_kernels() -> ModuleType:
+    """The kernels of this source tree, which need torch and triton and nothing that is built."""
+    name = "variate_kernels_of_the_source_tree"
+    if name not in sys.modules:
+        path = Path(__file__).parents[1] / "kernels" / "__init__.py"
+        spec = importlib.util.spec_from_file_location(name, path)
+        assert spec is not None and spec.loader is not None
+        sys.modules[name] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(sys.modules[name])
+    return sys.modules[name]
+
+
+class Interpreter:
+    """interpreter.normal([2, 3], torch.float32, key, 0) is kernels.normal of the same, interpreted."""
+
+    def __init__(self) -> None:
+        environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
+        self._process = subprocess.Popen(
+            [sys.executable, __file__], env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        )
+
+    def __getattr__(self, name: str) -> Any:
+        def call(*args: Any) -> Any:
+            assert self._process.stdin is not None and self._process.stdout is not None
+            pickle.dump((name, args), self._process.stdin)
+            self._process.stdin.flush()
+            result = pickle.load(self._process.stdout)
+            if isinstance(result, Exception):
+                raise result
+            return result
+
+        return call
+
+    def close(self) -> None:
+        self._process.communicate()
+
+
+def _serve() -> None:
+    requests, answers = sys.stdin.buffer, sys.stdout.buffer
+    sys.stdout = sys.stderr  # what a kernel prints is no answer
+    kernels = load_kernels()
+    while True:
+        try:
+            name, args = pickle.load(requests)
+        except EOFError:
+            return
+        try:
+            result = getattr(kernels, name)(*args)
+        except Exception as error:
+            result = RuntimeError(f"{name}: {error!r}")
+        pickle.dump(result, answers)
+        answers.flush()
+
+
+if __name__ == "__main__":
+    _serve()
