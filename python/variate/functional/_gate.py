@@ -32,8 +32,17 @@ def apply(function: type[torch.autograd.Function], *arguments: Any) -> Any:
     """function.apply(*arguments). In eager mode without the part of it, in Python, that looks for torch.func's
     transforms: the gate has."""
     if torch.compiler.is_compiling():
-        return function.apply(*arguments)
+        return function.apply(*_distinct(arguments))
     return super(torch.autograd.Function, function).apply(*arguments)
+
+
+def _distinct(arguments: tuple[Any, ...]) -> list[Any]:
+    """The arguments, with a view for each tensor that came before: torch.compile takes a tensor only once."""
+    distinct: list[Any] = []
+    for argument in arguments:
+        repeated = isinstance(argument, Tensor) and any(argument is earlier for earlier in distinct)
+        distinct.append(argument.view_as(argument) if repeated else argument)
+    return distinct
 
 
 def differentiable_once(backward: Callable[..., Any]) -> Callable[..., Any]:
@@ -48,9 +57,7 @@ def differentiable_once(backward: Callable[..., Any]) -> Callable[..., Any]:
 
 def transformed() -> bool:
     """Whether a torch.func transform or forward-mode AD is active."""
-    if torch.compiler.is_compiling():
-        return False
-    return _functorch.peek_interpreter_stack() is not None or forward_ad._current_level >= 0
+    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
 
 
 def transformed_noise(name: str, key: Tensor | None) -> bool:
@@ -60,7 +67,7 @@ def transformed_noise(name: str, key: Tensor | None) -> bool:
         RuntimeError: without a key, or under vmap with a key that is not batched: every row of the batch would
             repeat the same noise.
     """
-    if not transformed():
+    if not torch._C._are_functorch_transforms_active() and forward_ad._current_level < 0:
         return False
     levels = _functorch.get_interpreter_stack() or []
     vmapped = any(level.key() == _functorch.TransformType.Vmap for level in levels)

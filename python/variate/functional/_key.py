@@ -16,6 +16,8 @@ def resolve(key: Tensor | None, generator: torch.Generator | None, first_sample:
     if first_sample != 0:
         _checks.first_sample(first_sample, _checks.rows_of(like.shape))
     if key is None:
+        if generator is None and like.is_cpu:
+            return torch.randint(_LOW, _HIGH, _ONE_KEY)
         return draw(generator, like.device)
     if generator is not None:
         raise ValueError("generator: expected None where a key is given; a key leaves nothing to draw")
