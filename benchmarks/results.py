@@ -88,11 +88,11 @@ def load(path: Path) -> dict[str, Any]:
     return json.loads(path.read_text())
 
 
-def merge(path: Path, facts: dict[str, Any], row: Row) -> None:
+def merge(path: Path, facts: dict[str, Any], row: Row, section: str = "rows") -> None:
     """Put one row into the file, in place of an older one of its name. No reader ever sees half a file."""
     data = load(path)
     data["machine"] = facts
-    data["rows"][row["id"]] = row
+    data.setdefault(section, {})[row["id"]] = row
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".tmp")
     try:
