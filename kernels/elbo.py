@@ -55,9 +55,7 @@ def bernoulli_nll(logits: Tensor, target: Tensor) -> Tensor:
     if logits.numel() == 0:
         return torch.zeros(rows, dtype=dtype, device=logits.device)
     nll = torch.empty(rows, dtype=dtype, device=logits.device)
-    launch_row_sums(
-        _bernoulli_nll_kernel, rows, cols, view(logits, rows), view(target, rows), out=nll, DTYPE=compute
-    )
+    launch_row_sums(_bernoulli_nll_kernel, rows, cols, view(logits, rows), view(target, rows), out=nll, DTYPE=compute)
     return nll
 
 

@@ -5,8 +5,6 @@ One Philox call gives the draws of four neighbouring elements of a row.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 import triton
 import triton.language as tl
@@ -105,40 +103,43 @@ def _draw_kernel(key, first_sample, out, rows, cols, ROWS: tl.constexpr, COLS: t
     store_tile(out, cols, first_row, first_col, mask, draw)
 
 
-def _draw(kind: str, size: Sequence[int], dtype: torch.dtype, key: Tensor, first_sample: int) -> Tensor:
-    out = torch.empty(size, dtype=dtype, device=key.device)
-    if out.numel() > 0:
-        rows, cols = rows_and_cols(size)
-        launch_tiles(
-            _draw_kernel, rows, cols, key.contiguous(), first_sample, out, device=out.device,
-            BATCHED=key.dim() > 1, KIND=kind,
-        )  # fmt: skip
-    return out
+def _fill(kernel, out: Tensor, key: Tensor, first_sample: int, *args, **constants) -> None:
+    """Launch a kernel that fills `out`, of any strides, from a key."""
+    if out.numel() == 0:
+        return
+    rows, cols = rows_and_cols(out.shape)
+    filled = out.contiguous()
+    launch_tiles(
+        kernel, rows, cols, key.contiguous(), first_sample, *args, filled, device=out.device,
+        BATCHED=key.dim() > 1, **constants,
+    )  # fmt: skip
+    if filled is not out:
+        out.copy_(filled)
 
 
-def bits(size: Sequence[int], key: Tensor, first_sample: int) -> Tensor:
+def bits(out: Tensor, key: Tensor, first_sample: int) -> None:
     """variate::bits"""
-    return _draw("bits", size, torch.int64, key, first_sample)
+    _fill(_draw_kernel, out, key, first_sample, KIND="bits")
 
 
-def uniform(size: Sequence[int], dtype: torch.dtype, key: Tensor, first_sample: int) -> Tensor:
+def uniform(out: Tensor, key: Tensor, first_sample: int) -> None:
     """variate::uniform"""
-    return _draw("uniform", size, dtype, key, first_sample)
+    _fill(_draw_kernel, out, key, first_sample, KIND="uniform")
 
 
-def normal(size: Sequence[int], dtype: torch.dtype, key: Tensor, first_sample: int) -> Tensor:
+def normal(out: Tensor, key: Tensor, first_sample: int) -> None:
     """variate::normal"""
-    return _draw("normal", size, dtype, key, first_sample)
+    _fill(_draw_kernel, out, key, first_sample, KIND="normal")
 
 
-def exponential(size: Sequence[int], dtype: torch.dtype, key: Tensor, first_sample: int) -> Tensor:
+def exponential(out: Tensor, key: Tensor, first_sample: int) -> None:
     """variate::exponential"""
-    return _draw("exponential", size, dtype, key, first_sample)
+    _fill(_draw_kernel, out, key, first_sample, KIND="exponential")
 
 
-def gumbel(size: Sequence[int], dtype: torch.dtype, key: Tensor, first_sample: int) -> Tensor:
+def gumbel(out: Tensor, key: Tensor, first_sample: int) -> None:
     """variate::gumbel"""
-    return _draw("gumbel", size, dtype, key, first_sample)
+    _fill(_draw_kernel, out, key, first_sample, KIND="gumbel")
 
 
 @triton.jit(do_not_specialize=["first_sample"])
@@ -157,16 +158,10 @@ def _bernoulli_kernel(key, first_sample, probs, out, rows, cols, ROWS: tl.conste
     store_tile(out, cols, first_row, first_col, mask, draw)
 
 
-def bernoulli(probs: Tensor, dtype: torch.dtype, key: Tensor, first_sample: int) -> Tensor:
+def bernoulli(out: Tensor, probs: Tensor, key: Tensor, first_sample: int) -> None:
     """variate::bernoulli"""
-    out = torch.empty(probs.shape, dtype=dtype, device=probs.device)
     if out.numel() > 0:
-        rows, cols = rows_and_cols(probs.shape)
-        launch_tiles(
-            _bernoulli_kernel, rows, cols, key.contiguous(), first_sample, view(probs, rows), out,
-            device=out.device, BATCHED=key.dim() > 1,
-        )  # fmt: skip
-    return out
+        _fill(_bernoulli_kernel, out, key, first_sample, view(probs, rows_and_cols(out.shape)[0]))
 
 
 @triton.jit(do_not_specialize=["first_sample", "low", "span"])
@@ -193,16 +188,9 @@ def _randint_kernel(key, first_sample, low, span, out, rows, cols, ROWS: tl.cons
     store_tile(out, cols, first_row, first_col, mask, value.to(tl.int64) + low)
 
 
-def randint(low: int, high: int, size: Sequence[int], key: Tensor, first_sample: int) -> Tensor:
+def randint(out: Tensor, low: int, high: int, key: Tensor, first_sample: int) -> None:
     """variate::randint"""
-    out = torch.empty(size, dtype=torch.int64, device=key.device)
-    if out.numel() > 0:
-        rows, cols = rows_and_cols(size)
-        launch_tiles(
-            _randint_kernel, rows, cols, key.contiguous(), first_sample, low, high - low, out,
-            device=out.device, BATCHED=key.dim() > 1,
-        )  # fmt: skip
-    return out
+    _fill(_randint_kernel, out, key, first_sample, low, high - low)
 
 
 @triton.jit

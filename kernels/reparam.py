@@ -124,9 +124,7 @@ def _normal_rsample_kl_kernel(key, first_sample, mean, log_var, prior_mean, prio
     store_row_sums(kl, total, first_row, first_col, rows, cols, STEPS)
 
 
-def _scalar(
-    free_bits: Tensor | float | None, dtype: torch.dtype, device: torch.device
-) -> Tensor | float | None:
+def _scalar(free_bits: Tensor | float | None, dtype: torch.dtype, device: torch.device) -> Tensor | float | None:
     """Free bits as a kernel takes them, without a host sync: where they lie on its device, else by value."""
     if free_bits is None or (isinstance(free_bits, Tensor) and free_bits.device == device):
         return free_bits
@@ -223,9 +221,7 @@ def normal_rsample_kl_backward(
     grad_mean = torch.empty(mean.shape, dtype=mean.dtype, device=mean.device)
     grad_log_var = torch.empty(log_var.shape, dtype=log_var.dtype, device=mean.device)
     grad_priors = [
-        empty(prior.shape, dtype=prior.dtype, device=mean.device)
-        if prior_needs_grad and prior is not None
-        else None
+        empty(prior.shape, dtype=prior.dtype, device=mean.device) if prior_needs_grad and prior is not None else None
         for prior in (prior_mean, prior_log_var)
     ]
     if mean.numel() > 0:

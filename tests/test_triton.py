@@ -34,6 +34,11 @@ ROUNDING = {
 }
 
 
+def new(*size, dtype=torch.float32):
+    """What a draw fills, poisoned: every element must be written."""
+    return torch.full(size, math.nan if dtype.is_floating_point else 99, dtype=dtype)
+
+
 @pytest.fixture(scope="module")
 def interpreted():
     interpreter = Interpreter()
@@ -100,9 +105,9 @@ def signed(x):
 
 
 def tensor_of(key):
-    return torch.tensor(
-        [[signed(x % 2**64) for x in k] for k in (key if isinstance(key, list) else [key])]
-    ).view((-1, 2) if isinstance(key, list) else (2,))
+    return torch.tensor([[signed(x % 2**64) for x in k] for k in (key if isinstance(key, list) else [key])]).view(
+        (-1, 2) if isinstance(key, list) else (2,)
+    )
 
 
 def close(actual, expected, dtype=torch.float32, scale=1.0):
@@ -132,7 +137,7 @@ def test_reference_philox_gives_the_published_vectors(seed, counter, expected):
 
 
 def test_bits_of_the_zero_counter_are_the_published_vector(interpreted):
-    bits = interpreted.bits([4], torch.tensor([0, 0]), 0)
+    bits = interpreted.bits(new(4, dtype=torch.int64), torch.tensor([0, 0]), 0)
     assert bits.tolist() == [0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8]
 
 
@@ -140,7 +145,7 @@ def test_bits_of_the_zero_counter_are_the_published_vector(interpreted):
 @pytest.mark.parametrize("key", [KEY, (2**64 - 1, 2**64 - 2), (3, 2**32 - 1)])
 def test_bits(interpreted, size, key):
     rows = size[0] if len(size) > 1 else 1
-    bits = interpreted.bits(list(size), tensor_of(key), 2**32 - rows)
+    bits = interpreted.bits(new(*size, dtype=torch.int64), tensor_of(key), 2**32 - rows)
     assert bits.dtype == torch.int64 and bits.shape == size
     expected = words_of(rows, math.prod(size) // rows, key, 2**32 - rows)
     assert np.array_equal(bits.numpy().reshape(rows, -1), expected.astype(np.int64))
@@ -148,15 +153,15 @@ def test_bits(interpreted, size, key):
 
 def test_batched_keys_are_sample_0_of_their_own_stream(interpreted):
     keys = [(1, 0), (2**64 - 3, 7), (1, 2**64 - 1)]
-    bits = interpreted.bits([3, 10], tensor_of(keys), 0)
+    bits = interpreted.bits(new(3, 10, dtype=torch.int64), tensor_of(keys), 0)
     assert np.array_equal(bits.numpy(), words_of(3, 10, keys).astype(np.int64))
     strided = tensor_of(keys).repeat_interleave(2, 0)[::2]
-    assert torch.equal(interpreted.bits([3, 10], strided, 0), bits)
+    assert torch.equal(interpreted.bits(new(3, 10, dtype=torch.int64), strided, 0), bits)
 
 
 @pytest.mark.parametrize("dtype", FLOATS)
 def test_uniform(interpreted, dtype):
-    draws = interpreted.uniform([3, 1000], dtype, tensor_of(KEY), 2)
+    draws = interpreted.uniform(new(3, 1000, dtype=dtype), tensor_of(KEY), 2)
     expected = torch.from_numpy(uniforms_of(words_of(3, 1000, first_sample=2)))
     if dtype == torch.bfloat16:  # truncated
         expected = (expected.view(torch.int32) & -0x10000).view(torch.float32)
@@ -166,7 +171,7 @@ def test_uniform(interpreted, dtype):
 @pytest.mark.parametrize("dtype", FLOATS)
 @pytest.mark.parametrize("size", [(9000,), (7, 33)])
 def test_normal(interpreted, dtype, size):
-    draws = interpreted.normal(list(size), dtype, tensor_of(KEY), 1)
+    draws = interpreted.normal(new(*size, dtype=dtype), tensor_of(KEY), 1)
     rows = size[0] if len(size) > 1 else 1
     expected = normals_of(rows, math.prod(size) // rows, first_sample=1).view(size)
     # cos and sin are off by at most 1e-7 near their zeros, times a radius of at most 6.7.
@@ -175,42 +180,41 @@ def test_normal(interpreted, dtype, size):
 
 def test_exponential_and_gumbel(interpreted):
     expected = torch.from_numpy(exponentials_of(words_of(2, 3000)))
-    draws = interpreted.exponential([2, 3000], torch.float32, tensor_of(KEY), 0)
+    draws = interpreted.exponential(new(2, 3000), tensor_of(KEY), 0)
     assert bool((draws > 0).all())
     assert bool(((draws.double() - expected).abs() <= 4 * 2.0**-24 * expected).all())  # four half ulps
-    gumbel = interpreted.gumbel([2, 3000], torch.float32, tensor_of(KEY), 0)
+    gumbel = interpreted.gumbel(new(2, 3000), tensor_of(KEY), 0)
     close(gumbel, -torch.log(expected))
 
 
 @pytest.mark.parametrize(
-    ("dtype", "out"), [*zip(FLOATS, FLOATS, strict=True), (FLOATS[0], torch.uint8), (FLOATS[1], torch.int64)]
+    "dtypes",
+    [*zip(FLOATS, FLOATS, strict=True), *zip(FLOATS, (torch.uint8, torch.int64, torch.bool), strict=False)],
 )
-def test_bernoulli(interpreted, dtype, out):
+def test_bernoulli(interpreted, dtypes):
     words = words_of(4, 50, first_sample=9)
-    probs = torch.from_numpy(words.astype(np.float64) * 2.0**-32).to(dtype)  # the thresholds themselves
-    probs[0, :5] = torch.tensor([0.0, 1.0, -1.0, 2.0, math.nan], dtype=dtype)
-    draws = interpreted.bernoulli(probs, out, tensor_of(KEY), 9)
+    probs = torch.from_numpy(words.astype(np.float64) * 2.0**-32).to(dtypes[0])  # the thresholds themselves
+    probs[0, :5] = torch.tensor([0.0, 1.0, -1.0, 2.0, math.nan])
+    out = new(4, 50, dtype=dtypes[1])
+    draws = interpreted.bernoulli(out, probs, tensor_of(KEY), 9)
     p = probs.double().numpy()
     expected = torch.from_numpy((words.astype(np.float64) < p * 2.0**32).astype(np.float64))
-    expected[0, 4] = math.nan if out.is_floating_point else 0
+    expected[0, 4] = math.nan if dtypes[1].is_floating_point else 0
     assert torch.equal(draws.double().nan_to_num(-1), expected.nan_to_num(-1))
-    # A transposed and an expanded input are read in place.
-    transposed = interpreted.bernoulli(probs.t().contiguous().t(), out, tensor_of(KEY), 9)
+    # An expanded input is read in place; transposed tensors are read and filled.
+    transposed = interpreted.bernoulli(out.t().contiguous().t(), probs.t().contiguous().t(), tensor_of(KEY), 9)
     assert torch.equal(transposed.double().nan_to_num(-1), draws.double().nan_to_num(-1))
-    row = interpreted.bernoulli(probs[1:2].expand(4, 50), out, tensor_of(KEY), 9)
+    row = interpreted.bernoulli(out, probs[1:2].expand(4, 50), tensor_of(KEY), 9)
     assert torch.equal(row[1], draws[1])
 
 
-@pytest.mark.parametrize(
-    ("low", "high"), [(0, 1), (-3, 4), (0, 2**31 + 1), (5, 5 + 2**32), (-(2**63), 2**32 - 2**63)]
-)
+@pytest.mark.parametrize(("low", "high"), [(0, 1), (-3, 4), (0, 2**31 + 1), (5, 5 + 2**32), (-(2**63), 2**32 - 2**63)])
 def test_randint(interpreted, low, high):
-    draws = interpreted.randint(low, high, [2, 101], tensor_of(KEY), 3)
+    draws = interpreted.randint(new(2, 101, dtype=torch.int64), low, high, tensor_of(KEY), 3)
     first = words_of(2, 101, first_sample=3)
     second = words_of(2, 101, key=folded(KEY, 1), first_sample=3)
     expected = [
-        low + ((int(a) << 32 | int(b)) * (high - low) >> 64)
-        for a, b in zip(first.flat, second.flat, strict=True)
+        low + ((int(a) << 32 | int(b)) * (high - low) >> 64) for a, b in zip(first.flat, second.flat, strict=True)
     ]
     assert draws.flatten().tolist() == expected
 
@@ -253,9 +257,7 @@ def test_fold_in(interpreted):
     data = [0, 1, 2**63 - 1]
     expected = [folded(k, d) for k, d in zip(keys, data, strict=True)]
     assert torch.equal(interpreted.fold_in(tensor_of(keys), torch.tensor(data)), tensor_of(expected))
-    assert torch.equal(
-        interpreted.fold_in(tensor_of(KEY), torch.tensor(-1)), tensor_of(folded(KEY, 2**64 - 1))
-    )
+    assert torch.equal(interpreted.fold_in(tensor_of(KEY), torch.tensor(-1)), tensor_of(folded(KEY, 2**64 - 1)))
 
 
 # Reparameterised sampling.
@@ -309,9 +311,7 @@ def test_normal_rsample_kl(interpreted, size, first, second):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize(
-    "free_bits", [None, torch.tensor(0.0), torch.tensor(0.4), 0.4, torch.tensor(0.4).double()]
-)
+@pytest.mark.parametrize("free_bits", [None, torch.tensor(0.0), torch.tensor(0.4), 0.4, torch.tensor(0.4).double()])
 def test_normal_rsample_kl_with_a_prior(interpreted, dtype, free_bits):
     mean, log_var = example((6, 23), dtype)
     prior_mean, prior_log_var = example((23,), dtype, seed=1)
@@ -413,9 +413,7 @@ def expected_nll(logits, target):
 def test_bernoulli_nll(interpreted, size, dtype, target_dtype):
     logits = 4.0 * example(size, dtype)[0]
     target = example(size)[1].sigmoid()
-    target = (
-        target.round().to(target_dtype) if not target_dtype.is_floating_point else target.to(target_dtype)
-    )
+    target = target.round().to(target_dtype) if not target_dtype.is_floating_point else target.to(target_dtype)
     nll = interpreted.bernoulli_nll(logits, target)
     double = torch.float64 in (dtype, target_dtype)
     assert nll.dtype == (torch.float64 if double else torch.float32)
@@ -444,8 +442,8 @@ def test_empty_inputs(interpreted, size):
     x = torch.zeros(size)
     rows = size[0] if len(size) > 1 else 1
     key = tensor_of(KEY)
-    assert interpreted.normal(list(size), torch.float32, key, 0).shape == size
-    assert interpreted.bernoulli(x, torch.float32, key, 0).shape == size
+    assert interpreted.normal(x, key, 0).shape == size
+    assert interpreted.bernoulli(x, x, key, 0).shape == size
     z, kl = interpreted.normal_rsample_kl(x, x, None, None, None, key, 0)
     assert z.shape == size and torch.equal(kl, torch.zeros(rows))
     gradients = interpreted.normal_rsample_kl_backward(x, kl, x, x, None, None, None, key, 0, True)
@@ -465,11 +463,11 @@ def launches(dtype, rows, cols):
     row = torch.zeros(rows, dtype=torch.float64 if dtype == torch.float64 else torch.float32)
     free_bits = torch.zeros(())
     return {
-        "uniform": lambda: kernels.uniform([rows, cols], dtype, key, 0),
-        "normal": lambda: kernels.normal([rows, cols], dtype, key, 0),
-        "exponential": lambda: kernels.exponential([rows, cols], dtype, key, 0),
-        "gumbel": lambda: kernels.gumbel([rows, cols], dtype, key, 0),
-        "bernoulli": lambda: kernels.bernoulli(x, dtype, key, 0),
+        "uniform": lambda: kernels.uniform(x, key, 0),
+        "normal": lambda: kernels.normal(x, key, 0),
+        "exponential": lambda: kernels.exponential(x, key, 0),
+        "gumbel": lambda: kernels.gumbel(x, key, 0),
+        "bernoulli": lambda: kernels.bernoulli(x, x, key, 0),
         "normal_rsample": lambda: kernels.normal_rsample(x, x, key, 0),
         "normal_rsample_kl": lambda: kernels.normal_rsample_kl(x, x, None, None, None, key, 0),
         "learned_prior": lambda: kernels.normal_rsample_kl(x, x, x, x, free_bits, key, 0),
@@ -487,9 +485,7 @@ def check_compiled(kernel, dtype):
     assert kernel.stack == 0 and kernel.local == 0, f"{kernel.name} spills"
     assert not kernel.contracts
     if dtype == torch.bfloat16:
-        assert "cvt.rz" not in kernel.ptx and (
-            "st.global.b16" not in kernel.ptx or "cvt.rn.bf16" in kernel.ptx
-        )
+        assert "cvt.rz" not in kernel.ptx and ("st.global.b16" not in kernel.ptx or "cvt.rn.bf16" in kernel.ptx)
     if dtype != torch.float64:
         for inexact in (".approx", "div.full", ".ftz"):
             assert inexact not in kernel.ptx, f"{kernel.name} uses {inexact}"
@@ -504,9 +500,7 @@ def test_kernels_compile_without_spills(capability, dtype):
             check_compiled(kernel, dtype)
         if dtype == torch.float32 and name != "categorical":
             reads = name not in ("uniform", "normal", "exponential", "gumbel")
-            assert 4 in kernels[0].vector_widths("ld" if reads else "st"), (
-                f"{name} loads or stores one by one"
-            )
+            assert 4 in kernels[0].vector_widths("ld" if reads else "st"), f"{name} loads or stores one by one"
             if name != "bernoulli_nll":
                 assert 4 in kernels[0].vector_widths("st"), f"{name} stores one by one"
 
@@ -515,12 +509,13 @@ def test_kernels_compile_without_spills(capability, dtype):
 def test_short_rows_integers_and_batched_keys_compile_without_spills(capability):
     kernels = load_kernels()
     keys = torch.zeros(64, 2, dtype=torch.int64)
+    integers = torch.zeros(64, 32, dtype=torch.int64)
     calls = [
         *launches(torch.float32, 64, 20).values(),
-        lambda: kernels.bits([64, 32], keys[0], 0),
-        lambda: kernels.randint(0, 10, [64, 32], keys[0], 0),
+        lambda: kernels.bits(integers, keys[0], 0),
+        lambda: kernels.randint(integers, 0, 10, keys[0], 0),
         lambda: kernels.fold_in(keys, keys[:, 0].contiguous()),
-        lambda: kernels.normal([64, 32], torch.float32, keys, 0),
+        lambda: kernels.normal(torch.zeros(64, 32), keys, 0),
         lambda: kernels.bernoulli_nll(torch.zeros(64, 32), torch.zeros(64, 32, dtype=torch.bool)),
         lambda: kernels.categorical(torch.zeros(64, 3, 7), keys, 0),
     ]

@@ -29,7 +29,10 @@ def load_kernels() -> ModuleType:
 
 
 class Interpreter:
-    """interpreter.normal([2, 3], torch.float32, key, 0) is kernels.normal of the same, interpreted."""
+    """interpreter.normal_rsample(mean, log_var, key, 0) is kernels.normal_rsample of the same, interpreted.
+
+    A kernel that fills its first argument leaves this process's tensor alone, and the filled one is returned.
+    """
 
     def __init__(self) -> None:
         environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
@@ -64,6 +67,7 @@ def _serve() -> None:
             return
         try:
             result = getattr(kernels, name)(*args)
+            result = args[0] if result is None else result
         except Exception as error:
             result = RuntimeError(f"{name}: {error!r}")
         pickle.dump(result, answers)

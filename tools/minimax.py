@@ -8,7 +8,7 @@ with the largest error of the polynomial alone, in units of 2^-24 relative to th
 
 from __future__ import annotations
 
-from typing import Callable
+from collections.abc import Callable
 
 import numpy as np
 

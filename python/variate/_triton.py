@@ -12,17 +12,17 @@ import torch
 
 from ._C import build_info
 
-_DRAW = "(SymInt[] size, ScalarType dtype, Tensor key, SymInt first_sample) -> Tensor"
+_DRAW = "(Tensor(a!) out, Tensor key, SymInt first_sample) -> ()"
 
 # The schemas of the ops that have a Triton kernel, equal to those of `variate::<op>`.
 SCHEMAS = {
-    "bits": "(SymInt[] size, Tensor key, SymInt first_sample) -> Tensor",
+    "bits": _DRAW,
     "uniform": _DRAW,
     "normal": _DRAW,
     "exponential": _DRAW,
     "gumbel": _DRAW,
-    "bernoulli": "(Tensor probs, ScalarType dtype, Tensor key, SymInt first_sample) -> Tensor",
-    "randint": "(SymInt low, SymInt high, SymInt[] size, Tensor key, SymInt first_sample) -> Tensor",
+    "bernoulli": "(Tensor(a!) out, Tensor probs, Tensor key, SymInt first_sample) -> ()",
+    "randint": "(Tensor(a!) out, SymInt low, SymInt high, Tensor key, SymInt first_sample) -> ()",
     "categorical": "(Tensor logits, Tensor key, SymInt first_sample) -> Tensor",
     "fold_in": "(Tensor keys, Tensor data) -> Tensor",
     "normal_rsample": "(Tensor mean, Tensor log_var, Tensor key, SymInt first_sample) -> Tensor",

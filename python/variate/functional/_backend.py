@@ -45,7 +45,7 @@ def register_triton() -> None:
     _triton_ops.update(_triton.register(fakes))
 
 
-def select(name: str, like: Tensor) -> Any | None:
+def select(name: str, like: Tensor) -> Any:
     """The op to call for tensors on the device of `like`, or None for the reference."""
     if _backend == "reference":
         return None

@@ -33,7 +33,7 @@ def apply(function: type[torch.autograd.Function], *arguments: Any) -> Any:
     transforms: the gate has."""
     if torch.compiler.is_compiling():
         return function.apply(*_distinct(arguments))
-    return super(torch.autograd.Function, function).apply(*arguments)
+    return super(torch.autograd.Function, function).apply(*arguments)  # type: ignore[misc]
 
 
 def _distinct(arguments: tuple[Any, ...]) -> list[Any]:

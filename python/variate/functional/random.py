@@ -1,9 +1,10 @@
 """Keys, and what is drawn from them: noise version 1.
 
 A key is an int64 tensor (seed, offset). Element e of sample s of a draw is a function of the key, s and e alone: word
-e % 4 of Philox4x32-10 at the counter (offset + e // 4, s, 0) under the seed. Dimension 0 of a tensor with two or more is the
-sample; the others together are its elements, in row-major order; any other tensor is one sample. So a draw does not
-depend on the device, the number of threads, the dtype, or how a batch is split: `first_sample` says where a part starts.
+e % 4 of Philox4x32-10 at the counter (offset + e // 4, s, 0) under the seed. Dimension 0 of a tensor with two or more
+is the sample; the others together are its elements, in row-major order; any other tensor is one sample. So a draw does
+not depend on the device, the number of threads, the dtype, or how a batch is split: `first_sample` says where a part
+starts.
 
 A key of shape [B, 2] gives each of B samples a stream of its own, as if it were drawn by itself.
 
@@ -157,8 +158,8 @@ def normal(
     dtype: torch.dtype | None = None,
     device: torch.device | str | None = None,
 ) -> Tensor:
-    """sqrt(-2 log u_0) (cos 2 pi u_1, sin 2 pi u_1): standard normals, of which words 0 and 1 give elements 0 and 1 of a
-    block, words 2 and 3 the others. |x| < 6.77.
+    """sqrt(-2 log u_0) (cos 2 pi u_1, sin 2 pi u_1): standard normals. Words 0 and 1 give elements 0 and 1 of a block,
+    words 2 and 3 the others; |x| < 6.77.
 
     Arguments and errors: :func:`uniform` and :func:`bits`. Source: Box and Muller 1958.
     """

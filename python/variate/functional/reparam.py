@@ -221,7 +221,6 @@ def _(
     prior_needs_grad: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     def of(prior: Tensor | None) -> Tensor:
-        wanted = prior_needs_grad and prior is not None
-        return prior.new_empty(prior.shape) if wanted else mean.new_empty((0,))
+        return prior.new_empty(prior.shape) if prior_needs_grad and prior is not None else mean.new_empty((0,))
 
     return mean.new_empty(mean.shape), log_var.new_empty(log_var.shape), of(prior_mean), of(prior_log_var)

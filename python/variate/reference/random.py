@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -213,5 +214,5 @@ def _unsigned_product(word: Tensor, factor: int) -> tuple[Tensor, Tensor]:
     return (product >> 32) & _MASK, product & _MASK
 
 
-def _size(size: Sequence[int | Sequence[int]]) -> tuple[int, ...]:
+def _size(size: Sequence[Any]) -> tuple[int, ...]:
     return tuple(size[0]) if len(size) == 1 and not isinstance(size[0], int) else tuple(size)
