@@ -537,3 +537,106 @@ def test_launch_keeps_products_and_sums_apart():
     launch = sys.modules[f"{kernels.__name__}.tiles"].launch
     [kernel] = aot.compiled(90, lambda: launch(_multiply_add_kernel, 1, x, x, device=x.device))
     assert not kernel.contracts and "fma" not in kernel.ptx and "mul" in kernel.ptx
+
+
+# Against the compiled library.
+
+
+def draws_of(call, key):
+    """Every draw, from `call(name, out, ...)`."""
+    probs = torch.linspace(0.0, 1.0, 3 * 1001, device=key.device).view(3, 1001)
+    integers = new(3, 1001, dtype=torch.int64).to(key.device)
+    floats = new(3, 1001).to(key.device)
+    return {
+        "bits": call("bits", integers, key, 2),
+        "uniform": call("uniform", floats, key, 2),
+        "bernoulli": call("bernoulli", floats, probs, key, 2),
+        "randint": call("randint", integers, -7, 2**31 + 5, key, 2),
+        "normal": call("normal", floats, key, 2),
+        "exponential": call("exponential", floats, key, 2),
+        "gumbel": call("gumbel", floats, key, 2),
+        "normal_rsample": call("normal_rsample", probs, -probs, key, 2),
+    }
+
+
+def compiled_op(name, *args):
+    """`variate::<name>`; a draw fills a copy of its first argument."""
+    args = (args[0].clone(), *args[1:])
+    result = getattr(torch.ops.variate, name)(*args)
+    return args[0] if result is None else result
+
+
+def same_bits(actual, expected):
+    for name, value in actual.items():
+        assert torch.equal(value.cpu(), expected[name]), name
+
+
+def test_draws_equal_the_compiled_library_in_bits(interpreted):
+    pytest.importorskip("variate")
+    actual = draws_of(lambda name, *args: getattr(interpreted, name)(*args), tensor_of(KEY))
+    expected = draws_of(compiled_op, tensor_of(KEY))
+    if tuple(int(x) for x in triton.__version__.split(".")[:2]) < (3, 9):  # its interpreter rounds an fma twice
+        for name in ("normal", "exponential", "gumbel", "normal_rsample"):
+            close(actual.pop(name), expected[name].double(), scale=3.0)
+    same_bits(actual, expected)
+
+
+def test_ops_have_the_schemas_of_their_twins():
+    pytest.importorskip("variate")
+    from variate import _triton
+
+    for name, schema in _triton.SCHEMAS.items():
+        twin = getattr(torch.ops.variate, name).default._schema
+        assert str(torch._C.parse_schema(f"variate::{name}{schema}")) == str(twin)
+
+
+def test_registered_ops_have_fakes_and_reach_the_kernels():
+    pytest.importorskip("variate")
+    from torch._subclasses import FakeTensorMode
+
+    from variate import _triton
+    from variate.functional import _backend
+
+    ops = _backend._triton_ops or _triton.register(_backend.fakes)
+    assert ops.keys() == _triton.SCHEMAS.keys()
+    with FakeTensorMode():
+        x = torch.empty(4, 5, device="cuda")
+        z, kl = ops["normal_rsample_kl"](x, x, None, None, None, torch.empty(2, dtype=torch.int64, device="cuda"), 0)
+    assert z.shape == (4, 5) and kl.shape == (4,)
+
+
+@pytest.mark.gpu
+def test_draws_on_the_gpu_equal_the_cpu_in_bits():
+    pytest.importorskip("variate")
+    kernels = load_kernels()
+
+    def call(name, *args):
+        result = getattr(kernels, name)(*args)
+        return args[0].clone() if result is None else result
+
+    same_bits(draws_of(call, tensor_of(KEY).cuda()), draws_of(compiled_op, tensor_of(KEY)))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("cols", [20, 784, 9000])
+def test_kernels_on_the_gpu_agree_with_the_cpu(cols):
+    pytest.importorskip("variate")
+    kernels = load_kernels()
+    mean, log_var = example((300, cols))
+    target = log_var.sigmoid()
+    args = (None, None, torch.tensor(0.1), tensor_of(KEY), 0)
+    z, kl = torch.ops.variate.normal_rsample_kl(mean, log_var, *args)
+    # Free bits stay on the host: they travel with the launch.
+    on_gpu = (None, None, torch.tensor(0.1), tensor_of(KEY).cuda(), 0)
+    z_gpu, kl_gpu = kernels.normal_rsample_kl(mean.cuda(), log_var.cuda(), *on_gpu)
+    assert torch.equal(z_gpu.cpu(), z)
+    assert torch.allclose(kl_gpu.cpu(), kl, rtol=2e-6)
+    for rows in (1, 7):  # the bits of a row do not depend on the batch
+        part = kernels.normal_rsample_kl(mean[:rows].cuda(), log_var[:rows].cuda(), *on_gpu)
+        assert torch.equal(part[1], kl_gpu[:rows])
+    expected = torch.ops.variate.normal_rsample_kl_backward(z, kl, mean, log_var, *args, False)
+    actual = kernels.normal_rsample_kl_backward(z.cuda(), kl.cuda(), mean.cuda(), log_var.cuda(), *on_gpu, False)
+    for a, e in zip(actual[:2], expected[:2], strict=True):
+        assert torch.allclose(a.cpu(), e, rtol=2e-6, atol=1e-6 * float(e.abs().max()))
+    nll = kernels.bernoulli_nll(mean.cuda(), target.cuda())
+    assert torch.allclose(nll.cpu(), torch.ops.variate.bernoulli_nll(mean, target), rtol=2e-6)
