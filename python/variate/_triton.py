@@ -5,6 +5,7 @@ Triton is imported when a kernel is first called: importing the package costs no
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -46,9 +47,7 @@ _library = torch.library.Library("variate", "FRAGMENT")
 
 def _launcher(name: str) -> Callable[..., Any]:
     def launch(*args: Any) -> Any:
-        from . import kernels
-
-        return getattr(kernels, name)(*args)
+        return getattr(importlib.import_module("variate.kernels"), name)(*args)
 
     return launch
 
