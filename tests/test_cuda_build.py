@@ -115,9 +115,7 @@ def test_nothing_is_contracted(kernels):
     """An `add` or `mul` without a rounding mode is one that ptxas may fuse; each of ours says `.rn`."""
     bad = []
     for k in kernels:
-        loose = set(
-            re.findall(r"\b(?:(?:add|sub|mul|mad)\.f(?:32|64)|\w+\.(?:approx|ftz)[\w.]*f32)\b", k.ptx)
-        )
+        loose = set(re.findall(r"\b(?:(?:add|sub|mul|mad)\.f(?:32|64)|\w+\.(?:approx|ftz)[\w.]*f32)\b", k.ptx))
         if loose:
             bad.append(f"{k.name} sm_{k.capability}: {', '.join(sorted(loose))}")
     assert not bad, "\n".join(bad)
