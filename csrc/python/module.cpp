@@ -9,10 +9,10 @@ namespace py = pybind11;
 
 namespace {
 
-py::list split(const std::string& text, char separator) {
+py::list words(const std::string& text) {
   py::list parts;
   std::istringstream stream(text);
-  for (std::string part; std::getline(stream, part, separator);) parts.append(part);
+  for (std::string part; stream >> part;) parts.append(part);
   return parts;
 }
 
@@ -26,10 +26,10 @@ py::dict build_info() {
   info["compiler"] = "gcc " __VERSION__;
 #endif
   info["cpu_capability"] = variate_cpu_capability();
-  info["cpu_capabilities"] = split(variate_cpu_capabilities(), ' ');
+  info["cpu_capabilities"] = words(variate_cpu_capabilities());
   info["openmp"] = variate_has_openmp() != 0;
   info["cuda"] = *variate_cuda_architectures() != '\0';
-  info["cuda_architectures"] = split(variate_cuda_architectures(), ';');
+  info["cuda_architectures"] = words(variate_cuda_architectures());
   return info;
 }
 

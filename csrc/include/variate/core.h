@@ -41,7 +41,7 @@ VARIATE_API const char* variate_cpu_capability(void);
 /* Every instruction set this machine can run, best last, separated by spaces. */
 VARIATE_API const char* variate_cpu_capabilities(void);
 
-/* The CUDA architectures built in, as in "80;90", or "" without CUDA. */
+/* The CUDA architectures built in, as in "80 90", or "" without CUDA. */
 VARIATE_API const char* variate_cuda_architectures(void);
 
 /* 1 where the CPU kernels use OpenMP threads. */

@@ -58,6 +58,21 @@ VARIATE_INLINE float sqrt(float x) {
 #endif
 }
 
+// a * b in full.
+struct WideProduct {
+  std::uint32_t low;
+  std::uint32_t high;
+};
+
+VARIATE_INLINE WideProduct multiply(std::uint32_t a, std::uint32_t b) {
+#if defined(__CUDA_ARCH__)
+  return {a * b, __umulhi(a, b)};  // one instruction; through 64-bit integers ptxas adds a zero to each high word
+#else
+  const std::uint64_t product = static_cast<std::uint64_t>(a) * b;
+  return {static_cast<std::uint32_t>(product), static_cast<std::uint32_t>(product >> 32)};
+#endif
+}
+
 VARIATE_INLINE float abs(float x) { return float_of(bits_of(x) & 0x7fffffffu); }
 VARIATE_INLINE double abs(double x) { return ::fabs(x); }
 

@@ -21,14 +21,18 @@ VARIATE_INLINE Words philox(std::uint64_t seed, std::uint32_t c0, std::uint32_t 
                             std::uint32_t c3) {
   std::uint32_t k0 = static_cast<std::uint32_t>(seed);
   std::uint32_t k1 = static_cast<std::uint32_t>(seed >> 32);
+#if defined(__CUDACC__)
+#pragma unroll
+#else
 #pragma GCC unroll 10
+#endif
   for (int round = 0; round < philox_rounds; ++round) {
-    const std::uint64_t p0 = static_cast<std::uint64_t>(philox_multiplier_0) * c0;
-    const std::uint64_t p1 = static_cast<std::uint64_t>(philox_multiplier_1) * c2;
-    c0 = static_cast<std::uint32_t>(p1 >> 32) ^ c1 ^ k0;
-    c2 = static_cast<std::uint32_t>(p0 >> 32) ^ c3 ^ k1;
-    c1 = static_cast<std::uint32_t>(p1);
-    c3 = static_cast<std::uint32_t>(p0);
+    const WideProduct p0 = multiply(philox_multiplier_0, c0);
+    const WideProduct p1 = multiply(philox_multiplier_1, c2);
+    c0 = p1.high ^ c1 ^ k0;
+    c2 = p0.high ^ c3 ^ k1;
+    c1 = p1.low;
+    c3 = p0.low;
     k0 += philox_weyl_0;
     k1 += philox_weyl_1;
   }
