@@ -50,7 +50,7 @@ class Checks {
     require(noise.key != nullptr, "noise.key is missing");
     require(noise.key_stride == 0 || noise.key_stride == 2, "noise.key_stride must be 0 or 2, got %lld",
             static_cast<long long>(noise.key_stride));
-    require(noise.first_sample >= 0 && noise.first_sample <= (int64_t{1} << 32) - rows,
+    require(noise.first_sample >= 0 && rows <= (int64_t{1} << 32) - noise.first_sample,
             "noise.first_sample must be at least 0, and first_sample + rows at most 2^32, got %lld",
             static_cast<long long>(noise.first_sample));
     require(noise.key_stride == 0 || noise.first_sample == 0,

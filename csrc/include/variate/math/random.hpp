@@ -6,7 +6,7 @@
 
 namespace variate::math {
 
-// (word + 1/2) 2^-32, rounded once: in (0, 1], 1 itself with probability 2^-25.
+// (word + 1/2) 2^-32 in float32, the word rounded first: in (0, 1], 1 itself with probability 2^-25.
 VARIATE_INLINE float uniform(std::uint32_t word) { return fma(static_cast<float>(word), 0x1p-32f, 0x1p-33f); }
 
 struct NormalPair {
