@@ -181,7 +181,7 @@ template <class T, class Element>
 static inline void load_row(T* __restrict to, const Element* __restrict from, int64_t stride, int64_t cols) {
   if (stride == 1) {
     for (int64_t c = 0; c < cols; ++c) to[c] = static_cast<T>(widen(from[c]));
-  } else if (stride == 0) {
+  } else if (stride == 0 && cols > 0) {
     const T value = static_cast<T>(widen(from[0]));
     for (int64_t c = 0; c < cols; ++c) to[c] = value;
   } else {

@@ -69,7 +69,7 @@ class View {
     int64_t step = 1, covered = 1;
     bool found = false;
     for (std::size_t d = sizes.size(); d-- > first;) {
-      if (sizes[d] == 1) continue;
+      if (sizes[d] <= 1) continue;
       if (!found) {
         step = steps[d];
         found = true;

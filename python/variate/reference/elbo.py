@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ._rows import sum_rows
+
 
 def bernoulli_nll(logits: Tensor, target: Tensor) -> Tensor:
-    rows = logits.shape[0] if logits.dim() > 1 else 1
-    if not target.is_floating_point():
-        target = target.to(logits.dtype)
-    nll = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
-    return nll.reshape(rows, -1).sum(-1) if nll.numel() else nll.new_zeros(rows)
+    # The loss has the dtype of the target, whatever that of the logits.
+    dtype = torch.promote_types(logits.dtype, target.dtype) if target.is_floating_point() else logits.dtype
+    nll = F.binary_cross_entropy_with_logits(logits.to(dtype), target.to(dtype), reduction="none")
+    return sum_rows(nll)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from . import random
+from ._rows import sum_rows
 
 
 def normal_rsample(
@@ -46,8 +47,7 @@ def normal_rsample_kl(
         kl = torch.where((floor <= 0) | ~(kl < floor), kl, floor)
     elif free_bits > 0:
         kl = kl.clamp(min=free_bits)
-    rows = mean.shape[0] if mean.dim() > 1 else 1
-    return z, kl.reshape(rows, -1).sum(-1) if kl.numel() else kl.new_zeros(rows)
+    return z, sum_rows(kl)
 
 
 def _noise(
