@@ -100,7 +100,11 @@ def scalar(name: str, value: float | Tensor, like: Tensor) -> Tensor | None:
         raise TypeError(f"{name}: expected a number or a 0-d tensor, got {type(value).__name__}")
     if not value >= 0:
         raise ValueError(f"{name}: expected at least 0, got {value}")
-    return None if value == 0 else torch.full((), value, dtype=torch.float64)
+    if value == 0:
+        return None
+    if torch.compiler.is_compiling():  # a sum takes a symbol, where full would make a graph for each value
+        return torch.zeros((), dtype=torch.float64) + value
+    return torch.full((), value, dtype=torch.float64)
 
 
 def unit_interval(name: str, value: Tensor) -> None:

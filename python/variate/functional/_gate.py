@@ -64,16 +64,26 @@ def transformed_noise(name: str, key: Tensor | None) -> bool:
     """The same for a function that draws: True sends it to the reference, which needs a key to be a function.
 
     Raises:
-        RuntimeError: without a key, or under vmap with a key that is not batched: every row of the batch would
-            repeat the same noise.
+        RuntimeError: without a key, or under a vmap that does not map the key: every row of the batch would repeat the
+            same noise.
     """
     if not torch._C._are_functorch_transforms_active() and forward_ad._current_level < 0:
         return False
     levels = _functorch.get_interpreter_stack() or []
-    vmapped = any(level.key() == _functorch.TransformType.Vmap for level in levels)
-    if key is None or (vmapped and not _functorch.is_batchedtensor(key)):
+    maps = {level.level() for level in levels if level.key() == _functorch.TransformType.Vmap}
+    if key is None or maps - _maps_of(key):
         raise RuntimeError(
             f"{name} draws noise, which torch.func and forward-mode AD would repeat or lose: pass key=, and under "
             "vmap a key for each row, batched like the inputs: keys = variate.random.split(key, B) with in_dims=0"
         )
     return True
+
+
+def _maps_of(key: Tensor) -> set[int]:
+    """The levels of vmap that map the key, which other transforms may wrap in between."""
+    levels = set()
+    while _functorch.is_functorch_wrapped_tensor(key):
+        if _functorch.is_batchedtensor(key):
+            levels.add(_functorch.maybe_get_level(key))
+        key = _functorch.get_unwrapped(key)
+    return levels
