@@ -51,7 +51,7 @@ def divide(a, b):
 
 @triton.jit
 def power_of_two(n):
-    """2^n for an int32 -126 <= n <= 127."""
+    """2^n for an int32 -126 <= n <= 127, 0 for n = -127."""
     return float_of((n + 127).to(tl.uint32, bitcast=True) << 23)
 
 
@@ -73,13 +73,12 @@ def exponential(x):
         q = tl.fma(q, r, hex_float("0x1.5554b2p-3"))
         q = tl.fma(q, r, 0.5)
         p = tl.fma(r * r, q, r)  # exp(r) - 1
-        # 2^n in two factors: n = 128 and subnormal results stay in range.
+        # Half of 2^n, so that n = 128 stays in range; results below 2^-125 are 0.
         exponent = integer.to(tl.int32, bitcast=True)
-        half = exponent >> 1
-        first = power_of_two(half)
-        second = power_of_two(exponent - half)
-        minus_one = power_of_two(half - exponent)
-        return tl.fma(p, first, first) * second, tl.fma(p, first, first - minus_one) * second
+        half = power_of_two(tl.where(exponent > -126, exponent - 1, -127))
+        exp = tl.fma(p, half, half)
+        expm1 = tl.fma(p, half, half - 0.5)
+        return exp + exp, expm1 + expm1
 
 
 @triton.jit

@@ -47,11 +47,12 @@ struct Lanes {
     block = _mm512_mask_sub_epi64(block, over, block, per_row);
     row = _mm512_mask_add_epi64(row, over, row, one);
   }
+  // `out` is where a row of a tile starts: aligned to a block, no more.
   static void store(uint32_t* out, Vector w0, Vector w1, Vector w2, Vector w3) {
     const Vector low = _mm512_mask_shuffle_epi32(w0, 0xaaaa, w1, _MM_PERM_CCAA);
     const Vector upper = _mm512_mask_shuffle_epi32(w2, 0xaaaa, w3, _MM_PERM_CCAA);
-    _mm512_store_si512(out, _mm512_unpacklo_epi64(low, upper));
-    _mm512_store_si512(out + 16, _mm512_unpackhi_epi64(low, upper));
+    _mm512_storeu_si512(out, _mm512_unpacklo_epi64(low, upper));
+    _mm512_storeu_si512(out + 16, _mm512_unpackhi_epi64(low, upper));
   }
 };
 #else
@@ -72,8 +73,8 @@ struct Lanes {
   static void store(uint32_t* out, Vector w0, Vector w1, Vector w2, Vector w3) {
     const Vector low = _mm256_blend_epi32(w0, _mm256_slli_epi64(w1, 32), 0xaa);
     const Vector upper = _mm256_blend_epi32(w2, _mm256_slli_epi64(w3, 32), 0xaa);
-    _mm256_store_si256(reinterpret_cast<__m256i*>(out), _mm256_unpacklo_epi64(low, upper));
-    _mm256_store_si256(reinterpret_cast<__m256i*>(out + 8), _mm256_unpackhi_epi64(low, upper));
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(out), _mm256_unpacklo_epi64(low, upper));
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(out + 8), _mm256_unpackhi_epi64(low, upper));
   }
 };
 #endif

@@ -30,8 +30,8 @@ struct Prior {
 };
 
 template <class T, class Args>
-T free_bits_of(const Args& a) {
-  return a.free_bits.data ? element<T>(a.free_bits, 0, 0) : static_cast<T>(a.free_bits_value);
+T least_kl_of(const Args& a) {
+  return math::least_kl(a.free_bits.data ? element<T>(a.free_bits, 0, 0) : static_cast<T>(a.free_bits_value));
 }
 
 template <class T>
@@ -43,29 +43,29 @@ void sample(const T* __restrict mean, const T* __restrict log_var, const float* 
 }
 
 template <class T>
-void sample_kl(const T* __restrict mean, const T* __restrict log_var, const float* __restrict noise, T free_bits,
+void sample_kl(const T* __restrict mean, const T* __restrict log_var, const float* __restrict noise, T least,
                T* __restrict z, T* __restrict kl, int64_t count) {
   for (int64_t i = 0; i < count; ++i) {
     const math::Spread<T> s = math::spread(log_var[i]);
     z[i] = math::fma(s.sigma, static_cast<T>(noise[i]), mean[i]);
-    kl[i] = math::apply_free_bits(math::standard_normal_kl(mean[i], log_var[i], s.variance_minus_1), free_bits);
+    kl[i] = math::apply_free_bits(math::standard_normal_kl(mean[i], log_var[i], s.variance_minus_1), least);
   }
 }
 
 template <class T>
 void sample_kl_prior(const T* __restrict mean, const T* __restrict log_var, const T* __restrict prior_mean,
-                     const T* __restrict prior_log_var, const float* __restrict noise, T free_bits, T* __restrict z,
+                     const T* __restrict prior_log_var, const float* __restrict noise, T least, T* __restrict z,
                      T* __restrict kl, int64_t count) {
   for (int64_t i = 0; i < count; ++i) {
     z[i] = math::fma(math::exp(T(0.5) * log_var[i]), static_cast<T>(noise[i]), mean[i]);
-    kl[i] = math::apply_free_bits(math::normal_kl(mean[i], log_var[i], prior_mean[i], prior_log_var[i]).kl, free_bits);
+    kl[i] = math::apply_free_bits(math::normal_kl(mean[i], log_var[i], prior_mean[i], prior_log_var[i]).kl, least);
   }
 }
 
 template <class T>
 void forward(const variate_normal_rsample_kl_args& a) {
   const Grid grid(a.rows, a.cols);
-  const T free_bits = free_bits_of<T>(a);
+  const T least = least_kl_of<T>(a);
   for_tiles(grid, a.execution.threads, [&](const Tile& t) {
     WordBuffer words;
     Buffer<float> noise;
@@ -79,9 +79,9 @@ void forward(const variate_normal_rsample_kl_args& a) {
     } else {
       const Prior<T> prior(a.prior_mean, a.prior_log_var, t);
       if (prior.given) {
-        sample_kl_prior(mean, log_var, prior.mean, prior.log_var, noise.data, free_bits, z, kl.data, t.count);
+        sample_kl_prior(mean, log_var, prior.mean, prior.log_var, noise.data, least, z, kl.data, t.count);
       } else {
-        sample_kl(mean, log_var, noise.data, free_bits, z, kl.data, t.count);
+        sample_kl(mean, log_var, noise.data, least, z, kl.data, t.count);
       }
       store_row_sums(a.kl, a.execution.workspace, grid, t, kl.data);
     }
@@ -112,26 +112,28 @@ void add_sample_gradient(const T* __restrict grad_z, const T* __restrict log_var
 }
 
 template <class T>
-void kl_gradient(const T* __restrict grad_kl, const T* __restrict mean, const T* __restrict log_var, T free_bits,
+void kl_gradient(const T* __restrict grad_kl, const T* __restrict mean, const T* __restrict log_var, T least,
                  T* __restrict grad_mean, T* __restrict grad_log_var, int64_t count) {
   for (int64_t i = 0; i < count; ++i) {
     const T variance_minus_1 = math::spread(log_var[i]).variance_minus_1;
     const T kl = math::standard_normal_kl(mean[i], log_var[i], variance_minus_1);
-    const T g = math::free_bits_gate(kl, free_bits) ? grad_kl[i] : T(0);
+    const T g = kl < least ? T(0) : grad_kl[i];
     grad_mean[i] = g * mean[i];
     grad_log_var[i] = T(0.5) * g * variance_minus_1;
   }
 }
 
-// Both paths at once, the usual case: one exponential.
-template <class T>
+// Both paths at once, the usual case: one exponential. Without free bits the divergence itself is not needed.
+template <bool bounded, class T>
 void standard_gradient(const T* __restrict grad_z, const T* __restrict grad_kl, const T* __restrict mean,
-                       const T* __restrict log_var, const float* __restrict noise, T free_bits, T* __restrict grad_mean,
+                       const T* __restrict log_var, const float* __restrict noise, T least, T* __restrict grad_mean,
                        T* __restrict grad_log_var, int64_t count) {
   for (int64_t i = 0; i < count; ++i) {
     const math::Spread<T> s = math::spread(log_var[i]);
-    const T kl = math::standard_normal_kl(mean[i], log_var[i], s.variance_minus_1);
-    const T g = math::free_bits_gate(kl, free_bits) ? grad_kl[i] : T(0);
+    T g = grad_kl[i];
+    if constexpr (bounded) {
+      g = math::standard_normal_kl(mean[i], log_var[i], s.variance_minus_1) < least ? T(0) : g;
+    }
     grad_mean[i] = math::fma(g, mean[i], grad_z[i]);
     grad_log_var[i] = T(0.5) * math::fma(g, s.variance_minus_1, grad_z[i] * static_cast<T>(noise[i]) * s.sigma);
   }
@@ -139,12 +141,12 @@ void standard_gradient(const T* __restrict grad_z, const T* __restrict grad_kl, 
 
 template <class T>
 void kl_gradient_prior(const T* __restrict grad_kl, const T* __restrict mean, const T* __restrict log_var,
-                       const T* __restrict prior_mean, const T* __restrict prior_log_var, T free_bits,
+                       const T* __restrict prior_mean, const T* __restrict prior_log_var, T least,
                        T* __restrict grad_mean, T* __restrict grad_log_var, T* __restrict grad_prior_mean,
                        T* __restrict grad_prior_log_var, int64_t count) {
   for (int64_t i = 0; i < count; ++i) {
     const math::NormalKl<T> k = math::normal_kl(mean[i], log_var[i], prior_mean[i], prior_log_var[i]);
-    const T g = math::free_bits_gate(k.kl, free_bits) ? grad_kl[i] : T(0);
+    const T g = k.kl < least ? T(0) : grad_kl[i];
     grad_mean[i] = g * k.scaled_difference;
     grad_log_var[i] = T(0.5) * g * k.ratio_minus_1;
     grad_prior_mean[i] = -g * k.scaled_difference;
@@ -155,7 +157,7 @@ void kl_gradient_prior(const T* __restrict grad_kl, const T* __restrict mean, co
 template <class T>
 void backward(const variate_normal_rsample_kl_backward_args& a) {
   const Grid grid(a.rows, a.cols);
-  const T free_bits = free_bits_of<T>(a);
+  const T least = least_kl_of<T>(a);
   for_tiles(grid, a.execution.threads, [&](const Tile& t) {
     Buffer<T> mean_buffer, log_var_buffer, grad_z_buffer, grad_kl_buffer;
     Buffer<T> grad_mean_buffer, grad_log_var_buffer, grad_prior_mean_buffer, grad_prior_log_var_buffer;
@@ -175,17 +177,18 @@ void backward(const variate_normal_rsample_kl_backward_args& a) {
     if (prior.given) {
       T* grad_prior_mean = optional_target(a.grad_prior_mean, t, grad_prior_mean_buffer);
       T* grad_prior_log_var = optional_target(a.grad_prior_log_var, t, grad_prior_log_var_buffer);
-      kl_gradient_prior(grad_kl, mean, log_var, prior.mean, prior.log_var, free_bits, grad_mean, grad_log_var,
+      kl_gradient_prior(grad_kl, mean, log_var, prior.mean, prior.log_var, least, grad_mean, grad_log_var,
                         grad_prior_mean, grad_prior_log_var, t.count);
       store(a.grad_prior_mean, t, grad_prior_mean);
       store(a.grad_prior_log_var, t, grad_prior_log_var);
       if (grad_z) add_sample_gradient(grad_z, log_var, noise.data, grad_mean, grad_log_var, t.count);
     } else if (grad_z && a.grad_kl.data) {
-      standard_gradient(grad_z, grad_kl, mean, log_var, noise.data, free_bits, grad_mean, grad_log_var, t.count);
+      const auto gradient = least > T(0) ? standard_gradient<true, T> : standard_gradient<false, T>;
+      gradient(grad_z, grad_kl, mean, log_var, noise.data, least, grad_mean, grad_log_var, t.count);
     } else if (grad_z) {
       sample_gradient(grad_z, log_var, noise.data, grad_mean, grad_log_var, t.count);
     } else {
-      kl_gradient(grad_kl, mean, log_var, free_bits, grad_mean, grad_log_var, t.count);
+      kl_gradient(grad_kl, mean, log_var, least, grad_mean, grad_log_var, t.count);
     }
     store(a.grad_mean, t, grad_mean);
     store(a.grad_log_var, t, grad_log_var);

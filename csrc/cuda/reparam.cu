@@ -67,7 +67,7 @@ __global__ void __launch_bounds__(block_threads, forward_blocks<Tensor>)
   M sum = 0;
   if (share.first < share.end) {
     const Stream<Tensor::dense> stream(noise);
-    const M free_bits = threshold.load<M>();
+    const M least = math::least_kl(threshold.load<M>());
     for (int64_t first = share.first; first < share.end; first += u * threads) {
       Fetched<Tensor, has_prior> fetched[u];
 #pragma unroll
@@ -96,7 +96,7 @@ __global__ void __launch_bounds__(block_threads, forward_blocks<Tensor>)
           } else {
             term = math::standard_normal_kl(mean.x[i], log_var.x[i], spread.variance_minus_1);
           }
-          if (i < count) sum += math::apply_free_bits(term, free_bits);
+          if (i < count) sum += math::apply_free_bits(term, least);
         }
         z.store(share.row, quad, count, sample);
       }
@@ -149,7 +149,7 @@ __global__ void __launch_bounds__(block_threads)
                     Inputs<Tensor> in, FreeBits threshold, Outputs<Tensor> out) {
   using M = typename Tensor::Math;
   const Stream<Tensor::dense> stream(noise);
-  const M free_bits = threshold.load<M>();
+  const M least = math::least_kl(threshold.load<M>());
   const bool has_kl = grad_kl_tensor.data != nullptr;
   const bool has_z = grad_z_tensor.present();
   for (Position at = plane.start(thread_index()); plane.contains(at); at = plane.next(at)) {
@@ -175,14 +175,14 @@ __global__ void __launch_bounds__(block_threads)
       if (has_kl) {
         if constexpr (has_prior) {
           const math::NormalKl<M> k = math::normal_kl(mean.x[i], log_var.x[i], prior_mean.x[i], prior_log_var.x[i]);
-          const M g = math::free_bits_gate(k.kl, free_bits) ? grad_kl : M(0);
+          const M g = k.kl < least ? M(0) : grad_kl;
           grad_mean.x[i] = g * k.scaled_difference;
           grad_log_var.x[i] = M(0.5) * g * k.ratio_minus_1;
           grad_prior_mean.x[i] = -g * k.scaled_difference;
           grad_prior_log_var.x[i] = M(-0.5) * g * (k.ratio_minus_1 + k.squared_distance);
         } else {
           const M kl = math::standard_normal_kl(mean.x[i], log_var.x[i], spread.variance_minus_1);
-          const M g = math::free_bits_gate(kl, free_bits) ? grad_kl : M(0);
+          const M g = kl < least ? M(0) : grad_kl;
           grad_mean.x[i] = g * mean.x[i];
           grad_log_var.x[i] = M(0.5) * g * spread.variance_minus_1;
         }

@@ -17,11 +17,18 @@
 #define VARIATE_API
 #endif
 
+/* Enumerations are ints in C++ as they are in C, so that the library may read, and refuse, any value. */
+#ifdef __cplusplus
+#define VARIATE_INT : int
+#else
+#define VARIATE_INT
+#endif
+
 #ifdef __cplusplus
 extern "C" {
 #endif
 
-typedef enum variate_status {
+typedef enum variate_status VARIATE_INT {
   VARIATE_OK = 0,
   VARIATE_INVALID_ARGUMENT = 1, /* a field is out of range; nothing was written */
   VARIATE_UNSUPPORTED = 2,      /* this build or machine cannot run it */
@@ -47,7 +54,7 @@ VARIATE_API const char* variate_cuda_architectures(void);
 /* 1 where the CPU kernels use OpenMP threads. */
 VARIATE_API int variate_has_openmp(void);
 
-typedef enum variate_dtype {
+typedef enum variate_dtype VARIATE_INT {
   VARIATE_FLOAT32 = 0,
   VARIATE_FLOAT64 = 1,
   VARIATE_BFLOAT16 = 2,
@@ -71,7 +78,7 @@ typedef struct variate_noise {
   int64_t first_sample; /* 0 <= first_sample, first_sample + rows <= 2^32; 0 with a key per row */
 } variate_noise;
 
-typedef enum variate_device { VARIATE_CPU = 0, VARIATE_CUDA = 1 } variate_device;
+typedef enum variate_device VARIATE_INT { VARIATE_CPU = 0, VARIATE_CUDA = 1 } variate_device;
 
 /* Where a call runs. Every pointer of the call is on that device. A call never allocates device memory and never
    waits for the device: what variate_<op>_workspace() asks for is the caller's. */

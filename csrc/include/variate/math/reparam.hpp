@@ -46,15 +46,16 @@ VARIATE_INLINE NormalKl<T> normal_kl(T mean, T log_var, T prior_mean, T prior_lo
   return {T(0.5) * (distance + (ratio_minus_1 - log_ratio)), scaled, ratio_minus_1, distance};
 }
 
-// Free bits: max(kl, free_bits) where free_bits > 0, and the gate its gradient passes.
+// Free bits charge max(kl, least), and pass no gradient below: the least KL, and no least at all for free_bits = 0, as
+// a KL that rounds to just below 0 still has its gradient.
 template <class T>
-VARIATE_INLINE bool free_bits_gate(T kl, T free_bits) {
-  return free_bits <= T(0) || !(kl < free_bits);
+VARIATE_INLINE T least_kl(T free_bits) {
+  return free_bits > T(0) ? free_bits : -static_cast<T>(__builtin_huge_valf());
 }
 
 template <class T>
-VARIATE_INLINE T apply_free_bits(T kl, T free_bits) {
-  return free_bits_gate(kl, free_bits) ? kl : free_bits;
+VARIATE_INLINE T apply_free_bits(T kl, T least) {
+  return kl < least ? least : kl;
 }
 
 }  // namespace variate::math
