@@ -86,7 +86,7 @@ const InstructionSet& chosen() {
 const Kernels& kernels() { return *chosen().table; }
 
 uint64_t row_sum_workspace(int64_t rows, int64_t cols) {
-  return cols <= tile_elements ? 0 : sizeof(double) * rows * ((cols + tile_elements - 1) / tile_elements);
+  return cols <= tile_elements ? 0 : sizeof(double) * rows * ((cols - 1) / tile_elements + 1);
 }
 
 }  // namespace variate::cpu
