@@ -1,0 +1,45 @@
+# cmake -DNM=nm -DOBJECTS=a.o;b.o -DALLOWED=name:: -P symbols.cmake
+# cmake -DNM=nm -DLIBRARY=libvariate.so -DALLOWED=variate_ -P symbols.cmake
+#
+# Fails on a symbol that other files can see and that is not of the family ALLOWED. For the objects of one instruction
+# set that is a function which the linker could put in the place of another set's: a template of the standard library,
+# say, compiled for AVX-512 and then called by portable code.
+set(bad "")
+set(seen 0)
+if(LIBRARY)
+  set(files "${LIBRARY}")
+  set(options -D)
+  set(pattern "^${ALLOWED}")
+else()
+  set(files ${OBJECTS})
+  set(options "")
+  set(pattern "(^| |\\()${ALLOWED}")
+endif()
+foreach(file IN LISTS files)
+  execute_process(COMMAND ${NM} ${options} -C --defined-only ${file} OUTPUT_VARIABLE symbols COMMAND_ERROR_IS_FATAL ANY)
+  string(REGEX REPLACE "\n$" "" symbols "${symbols}")
+  string(REPLACE ";" "," symbols "${symbols}")
+  string(REPLACE "\n" ";" symbols "${symbols}")
+  foreach(line IN LISTS symbols)
+    # "address type name": lower-case types are local, but for the weak v and w and the unique u.
+    if(NOT line MATCHES "^[0-9a-f]+ ([A-Zuvw]) (.*)$")
+      continue()
+    endif()
+    set(name "${CMAKE_MATCH_2}")
+    if(name MATCHES "^DW\\.ref\\.")
+      continue()  # the compiler's pointer to the unwinder: no code
+    endif()
+    math(EXPR seen "${seen} + 1")
+    if(NOT name MATCHES "${pattern}")
+      list(APPEND bad "${line}")
+    endif()
+  endforeach()
+endforeach()
+if(seen EQUAL 0)
+  message(FATAL_ERROR "no symbols in ${files}")
+endif()
+if(bad)
+  list(JOIN bad "\n  " bad)
+  message(FATAL_ERROR "symbols outside ${ALLOWED}:\n  ${bad}")
+endif()
+message(STATUS "${seen} symbols, all of ${ALLOWED}")

@@ -1,0 +1,246 @@
+// Bad arguments: a status and a message, and nothing written.
+#include <cstring>
+#include <limits>
+#include <thread>
+
+#include "capi.hpp"
+
+namespace {
+
+const std::int64_t key[2] = {42, 0};
+constexpr std::int64_t int64_max = std::numeric_limits<std::int64_t>::max();
+constexpr std::int64_t int64_min = std::numeric_limits<std::int64_t>::min();
+
+std::vector<float> out(64, -1.0f);
+
+bool untouched() {
+  for (float x : out) {
+    if (x != -1.0f) return false;
+  }
+  return true;
+}
+
+// The call is refused with a message that begins with the function and holds `word`, and writes nothing.
+#define CHECK_REFUSED(function, args, word)                                                            \
+  do {                                                                                                 \
+    CHECK(function(&args) == VARIATE_INVALID_ARGUMENT, "%s", word);                                    \
+    CHECK(std::strncmp(variate_last_error(), #function ": ", std::strlen(#function) + 2) == 0, "%s",   \
+          variate_last_error());                                                                       \
+    CHECK(std::strstr(variate_last_error(), word), "'%s' is not in '%s'", word, variate_last_error()); \
+    CHECK(untouched(), "%s", variate_last_error());                                                    \
+  } while (false)
+
+variate_random_args draw() {
+  auto args = make<variate_random_args>(4, 16);
+  args.noise.key = key;
+  args.out = view(out, 16);
+  return args;
+}
+
+template <class Change>
+void refuse_draw(const char* word, Change change) {
+  variate_random_args args = draw();
+  change(args);
+  CHECK_REFUSED(variate_normal, args, word);
+}
+
+void test_draws() {
+  using Args = variate_random_args;
+  CHECK(variate_normal(nullptr) == VARIATE_INVALID_ARGUMENT && std::strstr(variate_last_error(), "args"));
+  refuse_draw("struct_size", [](Args& a) { a.struct_size = 0; });
+  refuse_draw("struct_size", [](Args& a) { a.struct_size -= 8; });
+  refuse_draw("struct_size", [](Args& a) { a.struct_size += 8; });
+  refuse_draw("rows", [](Args& a) { a.rows = -1; });
+  refuse_draw("rows", [](Args& a) { a.rows = int64_min; });
+  refuse_draw("cols", [](Args& a) { a.cols = -1; });
+  refuse_draw("first_sample", [](Args& a) { a.rows = int64_max; });
+  refuse_draw("noise.key", [](Args& a) { a.noise.key = nullptr; });
+  for (std::int64_t stride : {int64_min, std::int64_t{-2}, std::int64_t{1}, std::int64_t{3}, int64_max}) {
+    refuse_draw("key_stride", [=](Args& a) { a.noise.key_stride = stride; });
+  }
+  const std::int64_t end = std::int64_t{1} << 32;
+  for (std::int64_t first : {int64_min, std::int64_t{-1}, end - 3, end, int64_max}) {
+    refuse_draw("first_sample", [=](Args& a) { a.noise.first_sample = first; });
+  }
+  refuse_draw("first_sample", [](Args& a) {
+    a.noise.key_stride = 2;
+    a.noise.first_sample = 1;
+  });
+  refuse_draw("out is missing", [](Args& a) { a.out.data = nullptr; });
+  for (int dtype : {int{VARIATE_UINT8}, int{VARIATE_INT64}, 6, 99}) {
+    refuse_draw("dtype", [=](Args& a) { std::memcpy(&a.out.dtype, &dtype, sizeof dtype); });
+  }
+  refuse_draw("threads", [](Args& a) { a.execution.threads = -1; });
+  refuse_draw("device", [](Args& a) {
+    const int device = 7;
+    std::memcpy(&a.execution.device, &device, sizeof device);
+  });
+  variate_random_args words = draw();
+  CHECK_REFUSED(variate_bits, words, "dtype");
+}
+
+void test_other_noise_calls() {
+  auto bernoulli = make<variate_bernoulli_args>(4, 16);
+  bernoulli.noise.key = key;
+  bernoulli.out = view(out, 16);
+  CHECK_REFUSED(variate_bernoulli, bernoulli, "probs");
+  const std::vector<std::int64_t> integers(64);
+  bernoulli.probs = view(integers, 16);
+  CHECK_REFUSED(variate_bernoulli, bernoulli, "probs");
+
+  auto randint = make<variate_randint_args>(4, 16);
+  randint.noise.key = key;
+  randint.out = view(integers, 16);
+  const std::int64_t bad_ranges[][2] = {{0, 0}, {1, 0}, {0, (std::int64_t{1} << 32) + 1}, {int64_min, int64_max}};
+  for (const auto& range : bad_ranges) {
+    randint.low = range[0];
+    randint.high = range[1];
+    CHECK_REFUSED(variate_randint, randint, "high");
+  }
+
+  auto categorical = make<variate_categorical_args>(4, 0);
+  categorical.noise.key = key;
+  categorical.groups = 1;
+  categorical.logits = view(out, 16);
+  categorical.out = view(integers, 1);
+  CHECK_REFUSED(variate_categorical, categorical, "categories");
+  categorical.categories = 16;
+  categorical.groups = -1;
+  CHECK_REFUSED(variate_categorical, categorical, "groups");
+
+  auto fold_in = make<variate_fold_in_args>(4, 0);
+  fold_in.keys = view(integers, 2);
+  fold_in.data = view(integers, 1);
+  fold_in.out = view(out, 2);
+  CHECK_REFUSED(variate_fold_in, fold_in, "out");
+}
+
+void test_reductions() {
+  const std::vector<float> input(64);
+  const std::vector<std::int64_t> integers(64);
+  auto sample = make<variate_normal_rsample_kl_args>(4, 16);
+  sample.noise.key = key;
+  sample.mean = sample.log_var = view(input, 16);
+  sample.z = view(out, 16);
+  sample.kl = view(out, 1);
+  sample.log_var.data = nullptr;
+  CHECK_REFUSED(variate_normal_rsample_kl, sample, "log_var");
+  sample.log_var = view(integers, 16);
+  CHECK_REFUSED(variate_normal_rsample_kl, sample, "log_var");
+  sample.log_var = view(input, 16);
+  sample.kl.dtype = VARIATE_FLOAT16;
+  CHECK_REFUSED(variate_normal_rsample_kl, sample, "kl");
+  sample.kl.dtype = VARIATE_FLOAT32;
+  sample.prior_mean = view(integers, 16);
+  CHECK_REFUSED(variate_normal_rsample_kl, sample, "prior_mean");
+  sample.prior_mean = {};
+  sample.rows = int64_min;
+  CHECK_REFUSED(variate_normal_rsample_kl, sample, "rows");
+
+  auto gradient = make<variate_normal_rsample_kl_backward_args>(4, 16);
+  gradient.noise.key = key;
+  gradient.mean = gradient.log_var = view(input, 16);
+  gradient.grad_prior_mean = view(out, 16);
+  CHECK_REFUSED(variate_normal_rsample_kl_backward, gradient, "prior");
+
+  auto nll = make<variate_bernoulli_nll_args>(4, 16);
+  nll.logits = view(input, 16);
+  nll.nll = view(out, 1);
+  CHECK_REFUSED(variate_bernoulli_nll, nll, "target");
+  nll.target = view(integers, 16);
+  CHECK_REFUSED(variate_bernoulli_nll, nll, "target");
+}
+
+// Rows of more than one tile are summed in parts, for which the caller lends memory.
+void test_workspace() {
+  const std::vector<float> input(2 * 3000);
+  std::vector<char> workspace(64);
+  auto nll = make<variate_bernoulli_nll_args>(2, 3000);
+  nll.logits = nll.target = view(input, 3000);
+  nll.nll = view(out, 1);
+  const std::uint64_t bytes = variate_bernoulli_nll_workspace(&nll);
+  CHECK(bytes > 0 && bytes <= workspace.size());
+  CHECK_REFUSED(variate_bernoulli_nll, nll, "workspace");
+  nll.execution.workspace = workspace.data();
+  nll.execution.workspace_bytes = bytes - 1;
+  CHECK_REFUSED(variate_bernoulli_nll, nll, "workspace");
+  nll.execution.workspace = nullptr;
+  nll.execution.workspace_bytes = bytes;
+  CHECK_REFUSED(variate_bernoulli_nll, nll, "workspace");
+  nll.execution.workspace = workspace.data();
+  CHECK_OK(variate_bernoulli_nll(&nll));
+  out.assign(64, -1.0f);
+  CHECK(variate_bernoulli_nll_workspace(nullptr) == 0 && variate_normal_rsample_kl_workspace(nullptr) == 0);
+  // Sizes that no memory holds are refused, too.
+  nll.cols = int64_max;
+  CHECK_REFUSED(variate_bernoulli_nll, nll, "workspace");
+}
+
+void test_device() {
+  if (variate_cuda_architectures()[0] != '\0') return;
+  variate_random_args args = draw();
+  args.execution.device = VARIATE_CUDA;
+  CHECK(variate_normal(&args) == VARIATE_UNSUPPORTED);
+  CHECK(std::strcmp(variate_last_error(), "variate_normal: this libvariate was built without CUDA") == 0);
+  CHECK(untouched());
+}
+
+// No rows or no columns: the fields are checked, nothing is touched, and no pointer is needed.
+void test_empty() {
+  variate_random_args args = draw();
+  args.out.data = nullptr;
+  args.rows = 0;
+  CHECK_OK(variate_normal(&args));
+  args.rows = 4;
+  args.cols = 0;
+  CHECK_OK(variate_normal(&args));
+  args.noise.key_stride = 1;
+  CHECK_REFUSED(variate_normal, args, "key_stride");
+
+  // A sum over no columns is 0. The row strides of tensors that are not there are not followed.
+  const std::int64_t rows = 600;
+  std::vector<float> sums(rows, -1.0f);
+  auto nll = make<variate_bernoulli_nll_args>(rows, 0);
+  nll.logits.row_stride = nll.target.row_stride = 3;
+  nll.nll = view(sums, 1);
+  CHECK_OK(variate_bernoulli_nll(&nll));
+  for (float x : sums) CHECK(x == 0.0f);
+  sums.assign(rows, -1.0f);
+  auto sample = make<variate_normal_rsample_kl_args>(rows, 0);
+  sample.noise.key = key;
+  sample.mean.row_stride = sample.log_var.row_stride = sample.z.row_stride = 3;
+  sample.free_bits_value = 1.0;
+  sample.kl = view(sums, 1);
+  CHECK_OK(variate_normal_rsample_kl(&sample));
+  for (float x : sums) CHECK(x == 0.0f);
+  nll.rows = sample.rows = 0;
+  nll.nll = sample.kl = {};
+  CHECK_OK(variate_bernoulli_nll(&nll));
+  CHECK_OK(variate_normal_rsample_kl(&sample));
+}
+
+// A message belongs to its thread and outlives calls that succeed.
+void test_last_error() {
+  variate_random_args args = draw();
+  args.rows = -7;
+  CHECK(variate_uniform(&args) == VARIATE_INVALID_ARGUMENT);
+  CHECK(std::strcmp(variate_last_error(), "variate_uniform: rows must be at least 0, got -7") == 0, "%s",
+        variate_last_error());
+  args.rows = 0;
+  CHECK_OK(variate_uniform(&args));
+  std::thread([] { CHECK(std::strcmp(variate_last_error(), "") == 0); }).join();
+  CHECK(std::strstr(variate_last_error(), "got -7"));
+}
+
+}  // namespace
+
+int main() {
+  test_draws();
+  test_other_noise_calls();
+  test_reductions();
+  test_workspace();
+  test_device();
+  test_empty();
+  test_last_error();
+  return check::finish();
+}
