@@ -55,7 +55,7 @@ def select(name: str, like: Tensor) -> Any:
         return None
     if _backend == "auto":
         return _cuda_ops.get(name) or _triton_ops.get(name)
-    return (_cuda_ops if _backend == "cuda" else _triton_ops)[name]
+    return (_cuda_ops if _backend == "cuda" else _triton_ops).get(name)
 
 
 class use_backend:

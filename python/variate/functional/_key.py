@@ -13,12 +13,22 @@ _LOW, _HIGH = -(2**63), 2**63 - 1
 
 def resolve(key: Tensor | None, generator: torch.Generator | None, first_sample: int, like: Tensor) -> Tensor:
     """The key of a call over the samples of `like`: an int64 tensor [2] or [rows, 2] on its device."""
+    key = check(key, generator, first_sample, like)
+    if key is not None:
+        return key
+    if generator is None and like.is_cpu:
+        return torch.randint(_LOW, _HIGH, _ONE_KEY)
+    return draw(generator, like.device)
+
+
+def check(
+    key: Tensor | None, generator: torch.Generator | None, first_sample: int, like: Tensor
+) -> Tensor | None:
+    """The key where one is given, as int64. The checks of `resolve`, for calls that the reference takes."""
     if first_sample != 0:
         _checks.first_sample(first_sample, _checks.rows_of(like.shape))
     if key is None:
-        if generator is None and like.is_cpu:
-            return torch.randint(_LOW, _HIGH, _ONE_KEY)
-        return draw(generator, like.device)
+        return None
     if generator is not None:
         raise ValueError("generator: expected None where a key is given; a key leaves nothing to draw")
     key = as_int64(key)

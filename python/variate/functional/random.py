@@ -127,6 +127,7 @@ def bits(
     out = _new(size, torch.int64, device, key)
     op = _backend.select("bits", out)
     if op is None or _gate.transformed_noise("bits", key):
+        key = _key.check(key, generator, first_sample, out)
         return reference.random.bits(
             *size, key=key, generator=generator, first_sample=first_sample, device=out.device
         )
@@ -214,6 +215,7 @@ def bernoulli(
         _checks.floating_dtype(dtype)
     op = _backend.select("bernoulli", probs)
     if op is None or _gate.transformed_noise("bernoulli", key):
+        key = _key.check(key, generator, first_sample, probs)
         return reference.random.bernoulli(
             probs, key=key, generator=generator, first_sample=first_sample, dtype=dtype
         )
@@ -250,6 +252,7 @@ def randint(
     out = _new((size,), torch.int64, device, key)
     op = _backend.select("randint", out)
     if op is None or _gate.transformed_noise("randint", key):
+        key = _key.check(key, generator, first_sample, out)
         return reference.random.randint(
             low, high, size, key=key, generator=generator, first_sample=first_sample, device=out.device
         )
@@ -279,6 +282,7 @@ def categorical(
         raise ValueError(f"logits: expected shape (..., K) with K of at least 1, got {tuple(logits.shape)}")
     op = _backend.select("categorical", logits)
     if op is None or _gate.transformed_noise("categorical", key):
+        key = _key.check(key, generator, first_sample, logits)
         return reference.random.categorical(logits, key=key, generator=generator, first_sample=first_sample)
     key = _key.resolve(key, generator, first_sample, logits)
     return op(logits.detach(), key, first_sample)
@@ -318,6 +322,7 @@ def _draw(
         _checks.floating_dtype(out.dtype)
     op = _backend.select(name, out)
     if op is None or _gate.transformed_noise(name, key):
+        key = _key.check(key, generator, first_sample, out)
         function = getattr(reference.random, name)
         options = {
             "generator": generator,

@@ -45,6 +45,7 @@ def normal_rsample(
     _checks.alike("log_var", log_var, "mean", mean)
     op = _backend.select("normal_rsample", mean)
     if op is None or _gate.transformed_noise("normal_rsample", key):
+        key = _key.check(key, generator, first_sample, mean)
         return reference.reparam.normal_rsample(
             mean, log_var, key=key, generator=generator, first_sample=first_sample
         )
@@ -105,6 +106,7 @@ def normal_rsample_kl(
     bits = _checks.scalar("free_bits", free_bits, mean)
     op = _backend.select("normal_rsample_kl", mean)
     if op is None or _gate.transformed_noise("normal_rsample_kl", key):
+        key = _key.check(key, generator, first_sample, mean)
         return reference.reparam.normal_rsample_kl(
             mean,
             log_var,
