@@ -26,9 +26,10 @@ from unittest import mock
 import pytest
 import torch
 import torch.autograd.forward_ad as forward_ad
-import variate
 from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
+
+import variate
 from variate.functional import _gate
 
 FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
@@ -67,14 +68,14 @@ class OpCase:
     stochastic: bool = False
     noise: bool = False  # it is a draw itself: the reference then draws its own, and so tests the noise
     absolute_error: float = 0.0  # what the float32 result may differ from float64's beyond rounding, and why
-    min_dim: int = 0
+    accepts: Callable[[tuple[int, ...]], bool] = lambda shape: True  # which shapes
 
     @property
     def differentiable(self) -> bool:
         return any(arg.differentiable for arg in self.args)
 
     def shapes(self, shapes: tuple[tuple[int, ...], ...] = SHAPES) -> list[tuple[int, ...]]:
-        return [shape for shape in shapes if len(shape) >= self.min_dim]
+        return [shape for shape in shapes if self.accepts(shape)]
 
 
 @dataclass
@@ -517,10 +518,10 @@ class Checklist:
             assert_same_bits(run(case, tensors, compiled, **changed).all, run(case, tensors, **changed).all)
         assert counter.frame_count <= 2
 
-    def test_inductor(self, fresh_dynamo: None) -> None:
+    def test_inductor(self, place: Any, fresh_dynamo: None) -> None:
         """The family's last case only, usually its richest: Inductor takes seconds."""
         case = self.cases[-1]
-        tensors = make(case, (6, 21))
+        tensors = make(case, (6, 21), torch.float32, place.device)
         compiled = torch.compile(case.function, fullgraph=True)
         assert_same_bits(run(case, tensors, compiled).all, run(case, tensors).all)
 

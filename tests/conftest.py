@@ -10,8 +10,9 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-import variate
 from hypothesis import settings
+
+import variate
 
 # Draws of hypothesis are the same in every run, and a slow machine is no failure.
 settings.register_profile("variate", derandomize=True, deadline=None, max_examples=60)
