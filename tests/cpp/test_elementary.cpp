@@ -171,10 +171,10 @@ void measure_elementary() {
       "log1p", -0.5f, 1.0f, 1.5, {0x1.a82798p-2f, -0x1.2bec34p-2f}, [](float x) { return m::log1p(x); },
       [](double x) { return std::log1p(x); });
   measure(
-      "sin(2 pi u)", 0.0f, 1.0f, 1.6, eighths, [](float u) { return m::sincos_2pi(u).sin; },
+      "sin(2 pi u)", 0.0f, 1.0f, 1.7, eighths, [](float u) { return m::sincos_2pi(u).sin; },
       [](double u) { return angle(u).sin; });
   measure(
-      "cos(2 pi u)", 0.0f, 1.0f, 1.6, eighths, [](float u) { return m::sincos_2pi(u).cos; },
+      "cos(2 pi u)", 0.0f, 1.0f, 1.7, eighths, [](float u) { return m::sincos_2pi(u).cos; },
       [](double u) { return angle(u).cos; });
   const auto softplus_of = [](float x) { return m::softplus(x); };
   const auto sigmoid_of = [](float x) { return m::sigmoid(x); };

@@ -2,14 +2,15 @@
 //
 // Error against float64, over the whole stated range, in ulp of the float32 result (tests/cpp/test_elementary.cpp
 // measures them and fails above these bounds):
-//   exp           [-86.6, 88.7]     1.1   below: 0; above: infinity
-//   expm1         [-104, 88.7]      1.6
-//   log           positive normal   1.0
-//   log1p         [-1/2, 1]         1.3
-//   sin(2 pi u)   [0, 1]            1.6   absolute error 1.0e-7 near its zeros at 1/2 and 1
-//   cos(2 pi u)   [0, 1]            1.6   absolute error 1.0e-7 near its zeros
-//   softplus      all finite        1.6
-//   sigmoid       all finite        2.6
+//   exp             [-86.6, 88.7]     1.1   below: absolute 2^-124, soon 0; above: infinity
+//   exp_nonpositive [-87.3, 0]        1.1   below: absolute 2^-126, soon 0
+//   expm1           all up to 88.7    1.6
+//   log             positive normal   0.9
+//   log1p           [-1/2, 1]         1.5
+//   sin(2 pi u)     [0, 1]            1.7   and so near its zeros, which are exact
+//   cos(2 pi u)     [0, 1]            1.7   likewise
+//   softplus        from -87.3 on     1.7   below: absolute 2^-126, soon 0
+//   sigmoid         from -87.3 on     2.5   below: absolute 2^-126, soon 0
 // The float64 overloads are the C library's. Coefficients: tools/minimax.py.
 #pragma once
 

@@ -1,4 +1,10 @@
 // From words to draws: noise version 1, element by element.
+//
+// Error against float64, over all words, in ulp of the float32 result (tests/cpp/test_elementary.cpp):
+//   uniform            0.8   against (word + 1/2) 2^-32, as are the next two
+//   exponential_draw   1.7
+//   gumbel             1.8   between -1 and 1 in ulp of 1: there the error is absolute
+//   normal_pair        3.5   against Box-Muller on the same two uniforms; its radius alone 1.0
 #pragma once
 
 #include "elementary.hpp"
