@@ -543,12 +543,19 @@ class Checklist:
 
     @differentiable
     def test_double_backward_raises(self, case: OpCase) -> None:
+        """From each argument, and through the incoming gradient alone, to whoever asks: never a silent 0."""
         tensors = make(case, (5, 3), torch.float64)
         leaves = tuple(t.requires_grad_(a.differentiable) for a, t in zip(case.args, tensors, strict=True))
-        total = sum(output.square().sum() for output in call(case, leaves))
-        gradient = torch.autograd.grad(total, leaves[0], create_graph=True)[0]
-        with pytest.raises(RuntimeError, match="once_differentiable"):
-            gradient.sum().backward()
+        wanted = [leaf for leaf in leaves if leaf.requires_grad]
+        for power in (1, 2):
+            total = sum(output.pow(power).sum() for output in call(case, leaves))
+            gradients = torch.autograd.grad(total, wanted, create_graph=True)
+            again = sum(gradient.sum() for gradient in gradients)
+            for leaf in wanted:
+                with pytest.raises(RuntimeError, match="once_differentiable"):
+                    torch.autograd.grad(again, leaf, retain_graph=True, allow_unused=True)
+            with pytest.raises(RuntimeError, match="once_differentiable"):
+                again.backward()
 
     @differentiable
     def test_inputs_changed_before_backward_raise(self, case: OpCase) -> None:

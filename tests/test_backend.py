@@ -148,7 +148,7 @@ def test_compiled_functions_see_the_kernels(fresh_dynamo: None) -> None:
     assert len(graphs) == 1 and "torch.ops.variate.bernoulli_nll.default" in graphs[0]
 
 
-def test_debug_is_off_and_can_be_turned_off_again() -> None:
+def test_debug_is_off_and_can_be_turned_off_again(fresh_dynamo: None) -> None:
     outside = torch.tensor([2.0])
     functional.bernoulli_nll(outside, outside)
     variate.set_debug(True)
@@ -157,6 +157,9 @@ def test_debug_is_off_and_can_be_turned_off_again() -> None:
             functional.bernoulli_nll(outside, outside)
         with pytest.raises(ValueError, match="probs"):
             random.bernoulli(outside)
+        # Where there are no values to read the check passes.
+        assert torch.vmap(functional.bernoulli_nll)(outside[None], outside[None]).shape == (1, 1)
+        torch.compile(functional.bernoulli_nll, backend="eager", fullgraph=True)(outside, outside)
     finally:
         variate.set_debug(False)
     functional.bernoulli_nll(outside, outside)

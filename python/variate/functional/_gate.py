@@ -13,7 +13,6 @@ from typing import Any
 import torch
 import torch.autograd.forward_ad as forward_ad
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 _functorch = torch._C._functorch
 
@@ -46,13 +45,34 @@ def _distinct(arguments: tuple[Any, ...]) -> list[Any]:
 
 
 def differentiable_once(backward: Callable[..., Any]) -> Callable[..., Any]:
-    """torch's once_differentiable, which costs microseconds, only where a graph of the gradient is asked for."""
-    strict = once_differentiable(backward)
+    """A backward whose own derivative raises, also where torch's once_differentiable, whose gradients forget what they
+    came from, would let allow_unused=True and torch.autograd.functional read it as 0."""
 
     def call(ctx: Any, *grads: Tensor | None) -> Any:
-        return strict(ctx, *grads) if torch.is_grad_enabled() else backward(ctx, *grads)
+        if not torch.is_grad_enabled():
+            return backward(ctx, *grads)
+        with torch.no_grad():
+            results = backward(ctx, *grads)
+        given = (*grads, *ctx.saved_tensors)
+        sources = [t for t in given if t is not None and t.requires_grad]
+        return _Once.apply(len(results), *results, *sources) if sources else results
 
     return call
+
+
+class _Once(torch.autograd.Function):
+    """The first `count` tensors, as functions of all that follow: functions whose derivative raises."""
+
+    @staticmethod
+    def forward(ctx: Any, count: int, *tensors: Tensor | None) -> tuple[Tensor | None, ...]:
+        return tuple(None if t is None else t.detach() for t in tensors[:count])
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> Any:
+        raise RuntimeError(
+            "trying to differentiate twice a function of variate whose gradient is once_differentiable; "
+            'with variate.use_backend("reference"), or under torch.func, it has all derivatives'
+        )
 
 
 def transformed() -> bool:
