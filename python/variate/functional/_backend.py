@@ -81,9 +81,7 @@ class use_backend:
                 "VARIATE_CUDA=ON, or use 'triton'."
             )
         if name == "triton" and not _triton_ops:
-            raise ValueError(
-                "name: 'triton' needs a CUDA build of torch, and Triton, which one of them lacks here"
-            )
+            raise ValueError("name: 'triton' needs a CUDA build of torch, and Triton, which one of them lacks here")
         self._previous = _backend
         _backend = name
 

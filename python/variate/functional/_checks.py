@@ -17,7 +17,8 @@ _debug = False
 
 def set_debug(enabled: bool) -> None:
     """Turns value checks on or off: that targets and probabilities lie in [0, 1]. Off by default, as each check
-    reads the tensor and makes the host wait for a GPU. torch.compile and torch.func, which have no values to read, pass."""
+    reads the tensor and makes the host wait for a GPU. Under torch.compile and torch.func, which have no values to
+    read, they pass."""
     global _debug
     _debug = bool(enabled)
 
@@ -34,9 +35,7 @@ def floating(name: str, value: object) -> None:
         raise TypeError(f"{name}: expected float32, float64, bfloat16 or float16, got {_dtype(value.dtype)}")
 
 
-def alike(
-    name: str, value: Tensor, like_name: str, like: Tensor, dtypes: frozenset[torch.dtype] = FLOATING
-) -> None:
+def alike(name: str, value: Tensor, like_name: str, like: Tensor, dtypes: frozenset[torch.dtype] = FLOATING) -> None:
     """`like` is floating, `value` has one of the dtypes, and the two share shape and device."""
     if (
         isinstance(like, Tensor)
@@ -66,9 +65,7 @@ def same_device(name: str, value: Tensor, like_name: str, like: Tensor) -> None:
 
 def same_shape(name: str, value: Tensor, like_name: str, like: Tensor) -> None:
     if value.shape != like.shape:
-        raise ValueError(
-            f"{name}: expected the shape of {like_name}, {tuple(like.shape)}, got {tuple(value.shape)}"
-        )
+        raise ValueError(f"{name}: expected the shape of {like_name}, {tuple(like.shape)}, got {tuple(value.shape)}")
 
 
 def expanded(name: str, value: Tensor, like_name: str, like: Tensor) -> Tensor:
@@ -112,9 +109,7 @@ def unit_interval(name: str, value: Tensor) -> None:
     if not _debug or torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
         return
     if bool(((value < 0) | (value > 1)).any()):
-        raise ValueError(
-            f"{name}: expected values in [0, 1], got {value.min().item()} to {value.max().item()}"
-        )
+        raise ValueError(f"{name}: expected values in [0, 1], got {value.min().item()} to {value.max().item()}")
 
 
 def first_sample(value: int, rows: int) -> None:

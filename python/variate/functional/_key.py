@@ -21,9 +21,7 @@ def resolve(key: Tensor | None, generator: torch.Generator | None, first_sample:
     return draw(generator, like.device)
 
 
-def check(
-    key: Tensor | None, generator: torch.Generator | None, first_sample: int, like: Tensor
-) -> Tensor | None:
+def check(key: Tensor | None, generator: torch.Generator | None, first_sample: int, like: Tensor) -> Tensor | None:
     """The key where one is given, as int64. The checks of `resolve`, for calls that the reference takes."""
     if first_sample != 0:
         _checks.first_sample(first_sample, _checks.rows_of(like.shape))
@@ -33,9 +31,7 @@ def check(
         raise ValueError("generator: expected None where a key is given; a key leaves nothing to draw")
     key = as_int64(key)
     if key.device != like.device:
-        raise ValueError(
-            f"key: expected it on {like.device}, got {key.device}; key.to({str(like.device)!r}) moves it"
-        )
+        raise ValueError(f"key: expected it on {like.device}, got {key.device}; key.to({str(like.device)!r}) moves it")
     if key.shape == _ONE_KEY:
         return key
     rows = _checks.rows_of(like.shape)
@@ -55,9 +51,7 @@ def check(
 def as_int64(key: Tensor) -> Tensor:
     """The key with its bits as int64; torch.func._random's uint64 keys are taken too."""
     if not isinstance(key, Tensor):
-        raise TypeError(
-            f"key: expected an int64 tensor, got {type(key).__name__}; variate.random.key(seed) makes one"
-        )
+        raise TypeError(f"key: expected an int64 tensor, got {type(key).__name__}; variate.random.key(seed) makes one")
     if key.dtype == torch.uint64:
         return key.view(torch.int64)
     if key.dtype != torch.int64:

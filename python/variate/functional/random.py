@@ -128,9 +128,7 @@ def bits(
     op = _backend.select("bits", out)
     if op is None or _gate.transformed_noise("bits", key):
         key = _key.check(key, generator, first_sample, out)
-        return reference.random.bits(
-            *size, key=key, generator=generator, first_sample=first_sample, device=out.device
-        )
+        return reference.random.bits(*size, key=key, generator=generator, first_sample=first_sample, device=out.device)
     op(out, _key.resolve(key, generator, first_sample, out), first_sample)
     return out
 
@@ -216,9 +214,7 @@ def bernoulli(
     op = _backend.select("bernoulli", probs)
     if op is None or _gate.transformed_noise("bernoulli", key):
         key = _key.check(key, generator, first_sample, probs)
-        return reference.random.bernoulli(
-            probs, key=key, generator=generator, first_sample=first_sample, dtype=dtype
-        )
+        return reference.random.bernoulli(probs, key=key, generator=generator, first_sample=first_sample, dtype=dtype)
     key = _key.resolve(key, generator, first_sample, probs)
     out = torch.empty(probs.shape, dtype=dtype or probs.dtype, device=probs.device)
     op(out, probs.detach() if probs.requires_grad else probs, key, first_sample)

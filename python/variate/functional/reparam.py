@@ -46,9 +46,7 @@ def normal_rsample(
     op = _backend.select("normal_rsample", mean)
     if op is None or _gate.transformed_noise("normal_rsample", key):
         key = _key.check(key, generator, first_sample, mean)
-        return reference.reparam.normal_rsample(
-            mean, log_var, key=key, generator=generator, first_sample=first_sample
-        )
+        return reference.reparam.normal_rsample(mean, log_var, key=key, generator=generator, first_sample=first_sample)
     key = _key.resolve(key, generator, first_sample, mean)
     if _gate.needs_grad(mean, log_var):
         return _gate.apply(_NormalRsample, mean, log_var, key, first_sample)
@@ -119,9 +117,7 @@ def normal_rsample_kl(
         )
     key = _key.resolve(key, generator, first_sample, mean)
     if _gate.needs_grad(mean, log_var, prior_mean, prior_log_var):
-        return _gate.apply(
-            _NormalRsampleKl, mean, log_var, prior_mean, prior_log_var, bits, key, first_sample
-        )
+        return _gate.apply(_NormalRsampleKl, mean, log_var, prior_mean, prior_log_var, bits, key, first_sample)
     return op(mean, log_var, prior_mean, prior_log_var, bits, key, first_sample)
 
 

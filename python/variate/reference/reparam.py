@@ -37,9 +37,7 @@ def normal_rsample_kl(
     else:
         difference = mean if prior_mean is None else mean - prior_mean
         log_ratio = log_var if prior_log_var is None else log_var - prior_log_var
-        square = (
-            difference.square() if prior_log_var is None else difference.square() * torch.exp(-prior_log_var)
-        )
+        square = difference.square() if prior_log_var is None else difference.square() * torch.exp(-prior_log_var)
         kl = 0.5 * (torch.exp(log_ratio) - 1 - log_ratio + square)
     if isinstance(free_bits, Tensor):
         # A free_bits of 0 switches it off: rounding below 0 still passes its gradient.
