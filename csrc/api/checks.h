@@ -60,7 +60,7 @@ class Checks {
   void execution(const variate_execution& execution, uint64_t workspace_bytes) {
     require(execution.device == VARIATE_CPU || execution.device == VARIATE_CUDA,
             "execution.device must be VARIATE_CPU or VARIATE_CUDA, got %d", static_cast<int>(execution.device));
-    require(execution.threads >= 0, "execution.threads must be at least 0, got %d",
+    require(execution.threads >= 0 && execution.threads <= 4096, "execution.threads must lie in [0, 4096], got %d",
             static_cast<int>(execution.threads));
     require(workspace_bytes == 0 || (execution.workspace && execution.workspace_bytes >= workspace_bytes),
             "execution.workspace must hold %llu bytes, got %llu", static_cast<unsigned long long>(workspace_bytes),

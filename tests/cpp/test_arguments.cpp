@@ -70,7 +70,10 @@ void test_draws() {
   for (int dtype : {int{VARIATE_UINT8}, int{VARIATE_INT64}, 6, 99}) {
     refuse_draw("dtype", [=](Args& a) { std::memcpy(&a.out.dtype, &dtype, sizeof dtype); });
   }
-  refuse_draw("threads", [](Args& a) { a.execution.threads = -1; });
+  // More threads than a machine has to give would end the process.
+  for (int threads : {-1, 4097, std::numeric_limits<std::int32_t>::max()}) {
+    refuse_draw("threads", [=](Args& a) { a.execution.threads = threads; });
+  }
   refuse_draw("device", [](Args& a) {
     const int device = 7;
     std::memcpy(&a.execution.device, &device, sizeof device);

@@ -84,7 +84,7 @@ typedef enum variate_device VARIATE_INT { VARIATE_CPU = 0, VARIATE_CUDA = 1 } va
    waits for the device: what variate_<op>_workspace() asks for is the caller's. */
 typedef struct variate_execution {
   variate_device device;
-  int32_t threads; /* CPU: how many threads; 0 means 1 */
+  int32_t threads; /* CPU: how many threads, at most 4096; 0 means 1 */
   void* stream;    /* CUDA: a cudaStream_t */
   void* workspace; /* at least variate_<op>_workspace() bytes, 16-byte aligned; may be NULL where that is 0 */
   uint64_t workspace_bytes;
