@@ -50,9 +50,7 @@ def _parser() -> argparse.ArgumentParser:
         ("includedir", lambda: variate.include_dir(), "the folder of the headers"),
         ("libdir", lambda: variate.lib_dir(), "the folder of the library"),
     ):
-        parser.add_argument(
-            f"--{name}", dest="answer", action="store_const", const=answer, help=f"print {what}"
-        )
+        parser.add_argument(f"--{name}", dest="answer", action="store_const", const=answer, help=f"print {what}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
     for module in (info, train, demo):
         module.add_command(commands)

@@ -5,9 +5,6 @@ from __future__ import annotations
 import argparse
 import math
 import statistics
-import time
-from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,17 +14,15 @@ from torch import Tensor
 from .. import random, reference
 from .._optional import require
 from ..checkpoint import write_whole
-from ..models import VAE
 from . import images, report
 from ._arguments import CommandError, positive_int, seed
 from .digits import BINARISATION, Digits, evaluate
 from .info import versions
 from .memory import measure
-from .stock import StockVAE
+from .sides import BATCH, Side, sides_of
 
-__all__ = ["BATCH", "Side", "add_command", "agreement", "sides_of"]
+__all__ = ["add_command", "agreement"]
 
-BATCH = 128
 _LOSS_TOLERANCE = 1e-5  # relative, over the first 50 losses with equal noise
 _ELBO_TOLERANCE = 5e-3  # relative, of the final test ELBOs with each side's own noise
 # Trainings per side, from parameters and noise of their own. The final ELBO of one varies by about 0.25% (standard
@@ -44,35 +39,6 @@ _MEMORY = (
     "in brackets what the training itself added."
 )
 _NAMES = {"stock": "stock PyTorch", "fused": "variate"}
-
-
-@dataclass
-class Side:
-    """One of the two trainings, and what it has measured."""
-
-    model: StockVAE | VAE
-    optimizer: torch.optim.Optimizer
-    losses: list[float] = field(default_factory=list)  # one per epoch: the mean over its steps
-    validation: list[float] = field(default_factory=list)  # one per epoch: the ELBO
-    seconds: list[float] = field(default_factory=list)  # one per block: per step
-
-    def step(self, x: Tensor, **noise: Tensor) -> Tensor:
-        self.optimizer.zero_grad()
-        loss = self.model(x, **noise)
-        loss.backward()
-        self.optimizer.step()
-        return loss.detach()
-
-    def block(self, batches: Sequence[Tensor]) -> None:
-        """Train on the batches, timed."""
-        start = time.perf_counter()
-        losses = [self.step(x) for x in batches]
-        self.seconds.append((time.perf_counter() - start) / len(batches))
-        self.losses.append(torch.stack(losses).mean().item())
-
-    def judged(self) -> VAE:
-        """The model as the evaluator takes it: the same code, images and noise judge both sides."""
-        return VAE(self.model.encoder, self.model.decoder, latent_shape=20)
 
 
 def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -163,18 +129,6 @@ def _run(args: argparse.Namespace) -> int:
         failed = "; ".join(f"{name}: {text}" for name, text, passed in checks if not passed)
         raise CommandError(f"stock and fused disagree. {failed}")
     return 0
-
-
-def sides_of(seed: int) -> dict[str, Side]:
-    """Both trainings, from equal parameters."""
-    torch.manual_seed(seed)
-    stock, fused = StockVAE(), VAE.mlp()
-    fused.load_state_dict(stock.state_dict())
-    return {name: _side(model) for name, model in (("stock", stock), ("fused", fused))}
-
-
-def _side(model: StockVAE | VAE) -> Side:
-    return Side(model, torch.optim.Adam(model.parameters(), lr=1e-3, fused=True))
 
 
 def _train(runs: list[dict[str, Side]], digits: Digits, epochs: int, console: Any) -> None:

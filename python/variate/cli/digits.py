@@ -25,9 +25,7 @@ class Digits:
     def __init__(self, seed: int, device: torch.device | str = "cpu") -> None:
         self.device = torch.device(device)
         key = random.key(seed, device=self.device)
-        self._shuffle, self._binarise, self._step = (
-            random.fold_in(key, draw) for draw in (_SHUFFLE, _BINARISE, _STEP)
-        )
+        self._shuffle, self._binarise, self._step = (random.fold_in(key, draw) for draw in (_SHUFFLE, _BINARISE, _STEP))
         self._train = self._grey("train")
 
     def __len__(self) -> int:

@@ -18,9 +18,7 @@ def grid(images: Tensor, columns: int = 16, gap: int = 2) -> np.ndarray:
     n, height, width = images.shape
     rows = -(-n // columns)
     canvas = torch.full((rows, columns, height + gap, width + gap), 0.5)
-    canvas.view(-1, height + gap, width + gap)[:n, :height, :width] = (
-        images.detach().float().cpu().clamp(0, 1)
-    )
+    canvas.view(-1, height + gap, width + gap)[:n, :height, :width] = images.detach().float().cpu().clamp(0, 1)
     picture = canvas.transpose(1, 2).reshape(rows * (height + gap), columns * (width + gap))
     return (picture[:-gap, :-gap] * 255).round().to(torch.uint8).numpy()
 

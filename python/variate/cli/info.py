@@ -14,9 +14,7 @@ __all__ = ["add_command", "versions"]
 
 
 def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    command = commands.add_parser(
-        "info", help="versions, CPU capability, CUDA, Triton, and which op runs where"
-    )
+    command = commands.add_parser("info", help="versions, CPU capability, CUDA, Triton, and which op runs where")
     command.set_defaults(command=_run)
 
 

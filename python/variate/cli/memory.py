@@ -10,6 +10,8 @@ from pathlib import Path
 import torch
 
 from ._arguments import CommandError
+from .digits import Digits
+from .sides import BATCH, sides_of
 
 __all__ = ["measure"]
 
@@ -23,9 +25,7 @@ def measure(name: str, threads: int) -> tuple[float, float]:
     command = [sys.executable, "-m", __name__, name, str(threads)]
     child = subprocess.run(command, capture_output=True, text=True)
     if child.returncode != 0:
-        raise CommandError(
-            f"the process that measures memory failed ({child.returncode}):\n{child.stderr.strip()}"
-        )
+        raise CommandError(f"the process that measures memory failed ({child.returncode}):\n{child.stderr.strip()}")
     peak, growth = json.loads(child.stdout.splitlines()[-1])
     return peak, growth
 
@@ -44,9 +44,6 @@ def _resident() -> tuple[float, float]:
 
 
 def _main(name: str, threads: int) -> None:
-    from .demo import BATCH, sides_of
-    from .digits import Digits
-
     torch.set_num_threads(threads)
     side = sides_of(0)[name]
     batches = Digits(0).epoch(0, BATCH)

@@ -99,15 +99,11 @@ def curves(panels: Sequence[tuple[str, Mapping[str, Sequence[float]]]], x_label:
         "axes.spines.right": False,
         "axes.titlelocation": "left",
         "axes.titlesize": 10,
-        **dict.fromkeys(
-            ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), _INK
-        ),
+        **dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), _INK),
     }
     with matplotlib.rc_context(style):
         figure = figures.Figure(figsize=(10, 3.1), layout="constrained")
-        for axes, (title, lines) in zip(
-            figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True
-        ):
+        for axes, (title, lines) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
             for (name, values), colour in zip(lines.items(), _COLOURS, strict=False):
                 # The later line is thinner, so that the earlier one shows where they coincide.
                 width = 1.3 if axes.lines else 3.2

@@ -47,14 +47,10 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     command.add_argument(
         "--out", type=Path, required=True, metavar="DIR", help="checkpoint, samples and reconstructions"
     )
-    command.add_argument(
-        "--epochs", type=positive_int, default=5, help="epochs in all, those before a resume included"
-    )
+    command.add_argument("--epochs", type=positive_int, default=5, help="epochs in all, those before a resume included")
     command.add_argument("--batch-size", type=positive_int, default=default.batch_size, help="rows per step")
     command.add_argument("--lr", type=positive_float, default=default.lr, help="Adam's learning rate")
-    command.add_argument(
-        "--seed", type=seed, default=default.seed, help="of parameters, order, binarisation and noise"
-    )
+    command.add_argument("--seed", type=seed, default=default.seed, help="of parameters, order, binarisation and noise")
     command.add_argument("--beta", type=non_negative_float, default=default.beta, help="weight of the KL")
     command.add_argument(
         "--free-bits",
@@ -62,9 +58,7 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
         default=default.free_bits,
         help="KL floor per latent element, nats",
     )
-    command.add_argument(
-        "--threads", type=positive_int, default=None, help="CPU threads; torch's choice if left out"
-    )
+    command.add_argument("--threads", type=positive_int, default=None, help="CPU threads; torch's choice if left out")
     command.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, ...")
     command.set_defaults(command=_run)
 
@@ -83,9 +77,7 @@ def _run(args: argparse.Namespace) -> int:
     return 0
 
 
-def train(
-    settings: Settings, epochs: int, out: Path, device: torch.device | str = "cpu"
-) -> list[dict[str, Any]]:
+def train(settings: Settings, epochs: int, out: Path, device: torch.device | str = "cpu") -> list[dict[str, Any]]:
     """Train until ``epochs`` are done in all, from the checkpoint in ``out`` if any; return the history."""
     progress_bar = require("rich.progress")
     require("matplotlib.image")  # rather now than after the first epoch
@@ -131,26 +123,20 @@ def train(
             elbo = evaluate(model, validation)
             history.append({"epoch": epoch + 1, "train_loss": train_loss, "validation_elbo": elbo})
             _save(out, settings, history, model, optimizer, validation)
-            console.print(
-                f"epoch {epoch + 1:3d}   train loss {train_loss:8.3f}   validation ELBO {elbo:8.3f}"
-            )
+            console.print(f"epoch {epoch + 1:3d}   train loss {train_loss:8.3f}   validation ELBO {elbo:8.3f}")
     console.print(f"test ELBO {evaluate(model, test):.3f} nats (fixed binarisation, {len(history)} epochs)")
     console.print(f"checkpoint.safetensors, samples.png and reconstructions.png are in {out}")
     return history
 
 
-def _resume(
-    path: Path, settings: Settings, model: VAE, optimizer: torch.optim.Optimizer
-) -> list[dict[str, Any]]:
+def _resume(path: Path, settings: Settings, model: VAE, optimizer: torch.optim.Optimizer) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     tensors, metadata = checkpoint.load(path)
     saved, wanted = metadata.get("settings", {}), asdict(settings)
     differing = [name for name in saved.keys() | wanted if saved.get(name) != wanted.get(name)]
     if differing:
-        changes = ", ".join(
-            f"{name} {saved.get(name)!r}, here {wanted.get(name)!r}" for name in sorted(differing)
-        )
+        changes = ", ".join(f"{name} {saved.get(name)!r}, here {wanted.get(name)!r}" for name in sorted(differing))
         raise CommandError(f"{path} is of another run ({changes}): use the same settings, or another --out")
     checkpoint.unpack(tensors, model, optimizer, source=path)
     return metadata["history"]
