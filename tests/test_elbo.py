@@ -126,6 +126,13 @@ def test_long_rows(cols: int) -> None:
     torch.testing.assert_close(gradient, (logits.sigmoid() - target).detach(), rtol=0, atol=3e-7)
 
 
+def test_more_than_2_31_elements() -> None:
+    """One number, seen as a row too long for 32-bit indices. A logit of 128 costs 128 nats, and all sums are exact."""
+    count = 2**31 + 1024 + 256
+    logits, target = torch.tensor(128.0).expand(1, count), torch.tensor(0.0).expand(1, count)
+    assert bernoulli_nll(logits, target).item() == 128 * count
+
+
 def test_rows_do_not_depend_on_the_rest_of_the_batch() -> None:
     logits, target = draw(70, 301)
     whole = bernoulli_nll(logits, target)
