@@ -497,24 +497,25 @@ class Checklist:
             first, second = twice(*leaves)
             assert any(not torch.equal(x, y) for x, y in zip(first, second, strict=True))
 
-    @pytest.mark.parametrize("what", ["batch", "first_sample", "float", "tensor"])
-    def test_recompilations(self, case: OpCase, what: str, fresh_dynamo: None) -> None:
+    def test_recompilations_for_batch_sizes(self, case: OpCase, fresh_dynamo: None) -> None:
+        self.check_recompilations(case, lambda step: (2 + step, {}))
+
+    @stochastic
+    def test_recompilations_for_first_samples(self, case: OpCase, fresh_dynamo: None) -> None:
+        self.check_recompilations(case, lambda step: (4, {"first_sample": 4 * step}))
+
+    @applies(lambda case: bool(case.annealed))
+    @pytest.mark.parametrize("form", [float, torch.tensor], ids=["float", "tensor"])
+    def test_recompilations_for_annealed_scalars(self, case: OpCase, form: Any, fresh_dynamo: None) -> None:
+        self.check_recompilations(case, lambda step: (4, {name: form(0.03 * step) for name in case.annealed}))
+
+    def check_recompilations(self, case: OpCase, at: Callable[[int], tuple[int, dict[str, Any]]]) -> None:
         """Twelve values of what changes from step to step: at most two graphs, the second with a symbol."""
-        if what == "first_sample" and not case.stochastic:
-            pytest.skip("draws no noise")
-        if what in ("float", "tensor") and not case.annealed:
-            pytest.skip("nothing to anneal")
         counter = CompileCounterWithBackend("aot_eager")
         compiled = torch.compile(case.function, fullgraph=True, backend=counter)
         for step in range(12):
-            tensors = make(case, (2 + step if what == "batch" else 4, 6))
-            changed: dict[str, Any] = {}
-            if what == "first_sample":
-                changed = {"first_sample": 4 * step}
-            elif what == "float":
-                changed = {name: 0.03 * step for name in case.annealed}
-            elif what == "tensor":
-                changed = {name: torch.tensor(0.03 * step) for name in case.annealed}
+            rows, changed = at(step)
+            tensors = make(case, (rows, 6))
             assert_same_bits(run(case, tensors, compiled, **changed).all, run(case, tensors, **changed).all)
         assert counter.frame_count <= 2
 
