@@ -155,7 +155,7 @@ static inline void fill_blocks(const BlockRange& range, const RoundKeys& keys, u
 }
 
 static inline void fill_words(BlockRange range, uint32_t* out) {
-  if (range.blocks == 0) return;  // rows without columns
+  if (range.blocks == 0) return;       // rows without columns
   constexpr int64_t worth_a_row = 64;  // blocks; shorter rows would leave too many lanes of their last step idle
   const RoundKeys keys(range.key.seed);
   const int64_t rows = range.blocks / range.blocks_per_row;

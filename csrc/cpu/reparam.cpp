@@ -42,13 +42,15 @@ void sample(const T* __restrict mean, const T* __restrict log_var, const float* 
   }
 }
 
-template <class T>
+// Without free bits (`bounded` false) the divergence is charged as it is.
+template <bool bounded, class T>
 void sample_kl(const T* __restrict mean, const T* __restrict log_var, const float* __restrict noise, T least,
                T* __restrict z, T* __restrict kl, int64_t count) {
   for (int64_t i = 0; i < count; ++i) {
     const math::Spread<T> s = math::spread(log_var[i]);
     z[i] = math::fma(s.sigma, static_cast<T>(noise[i]), mean[i]);
-    kl[i] = math::apply_free_bits(math::standard_normal_kl(mean[i], log_var[i], s.variance_minus_1), least);
+    kl[i] = math::standard_normal_kl(mean[i], log_var[i], s.variance_minus_1);
+    if constexpr (bounded) kl[i] = math::apply_free_bits(kl[i], least);
   }
 }
 
@@ -81,7 +83,8 @@ void forward(const variate_normal_rsample_kl_args& a) {
       if (prior.given) {
         sample_kl_prior(mean, log_var, prior.mean, prior.log_var, noise.data, least, z, kl.data, t.count);
       } else {
-        sample_kl(mean, log_var, noise.data, least, z, kl.data, t.count);
+        const auto kernel = least > T(0) ? sample_kl<true, T> : sample_kl<false, T>;
+        kernel(mean, log_var, noise.data, least, z, kl.data, t.count);
       }
       store_row_sums(a.kl, a.execution.workspace, grid, t, kl.data);
     }
@@ -163,14 +166,11 @@ void backward(const variate_normal_rsample_kl_backward_args& a) {
     Buffer<T> grad_mean_buffer, grad_log_var_buffer, grad_prior_mean_buffer, grad_prior_log_var_buffer;
     WordBuffer words;
     Buffer<float> noise;
+    if (a.grad_z.data) normals_of(tile_words(a.noise, t, words), noise.data, t.count);
     const T* mean = load(a.mean, t, mean_buffer);
     const T* log_var = load(a.log_var, t, log_var_buffer);
     const T* grad_kl = load_rows(a.grad_kl, t, grad_kl_buffer);
-    const T* grad_z = nullptr;
-    if (a.grad_z.data) {
-      grad_z = load(a.grad_z, t, grad_z_buffer);
-      normals_of(tile_words(a.noise, t, words), noise.data, t.count);
-    }
+    const T* grad_z = a.grad_z.data ? load(a.grad_z, t, grad_z_buffer) : nullptr;
     T* grad_mean = optional_target(a.grad_mean, t, grad_mean_buffer);
     T* grad_log_var = optional_target(a.grad_log_var, t, grad_log_var_buffer);
     const Prior<T> prior(a.prior_mean, a.prior_log_var, t);
@@ -183,8 +183,8 @@ void backward(const variate_normal_rsample_kl_backward_args& a) {
       store(a.grad_prior_log_var, t, grad_prior_log_var);
       if (grad_z) add_sample_gradient(grad_z, log_var, noise.data, grad_mean, grad_log_var, t.count);
     } else if (grad_z && a.grad_kl.data) {
-      const auto gradient = least > T(0) ? standard_gradient<true, T> : standard_gradient<false, T>;
-      gradient(grad_z, grad_kl, mean, log_var, noise.data, least, grad_mean, grad_log_var, t.count);
+      const auto kernel = least > T(0) ? standard_gradient<true, T> : standard_gradient<false, T>;
+      kernel(grad_z, grad_kl, mean, log_var, noise.data, least, grad_mean, grad_log_var, t.count);
     } else if (grad_z) {
       sample_gradient(grad_z, log_var, noise.data, grad_mean, grad_log_var, t.count);
     } else {

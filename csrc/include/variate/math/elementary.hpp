@@ -22,8 +22,11 @@ inline constexpr float ln2_high = 0x1.62e4p-1f;  // 15 bits: n * ln2_high is exa
 inline constexpr float ln2_low = 0x1.7f7d1cp-20f;
 inline constexpr float log2_e = 0x1.715476p+0f;
 
-// 2^n for -126 <= n <= 127, 0 for n = -127.
-VARIATE_INLINE float power_of_two(std::int32_t n) { return float_of(static_cast<std::uint32_t>(n + 127) << 23); }
+// 2^n for -126 <= n <= 127, 0 for smaller n.
+VARIATE_INLINE float power_of_two(std::int32_t n) {
+  const std::int32_t biased = n + 127;
+  return float_of(static_cast<std::uint32_t>(biased > 0 ? biased : 0) << 23);
+}
 
 // exp(x) and exp(x) - 1, the latter without cancellation.
 template <class T>
@@ -52,7 +55,7 @@ VARIATE_INLINE ReducedExponential reduce_exponential(float x) {
 VARIATE_INLINE Exponential<float> exponential(float x) {
   const ReducedExponential e = reduce_exponential(clamp(x, -104.0f, 89.0f));  // exp is 0 below and infinite above
   // Half of 2^n, so that n = 128 stays in range; results below 2^-125 are 0.
-  const float half = power_of_two(e.exponent > -126 ? e.exponent - 1 : -127);
+  const float half = power_of_two(e.exponent - 1);
   const float exp = fma(e.fraction, half, half);
   const float expm1 = fma(e.fraction, half, half - 0.5f);
   return {exp + exp, expm1 + expm1};
@@ -66,7 +69,7 @@ VARIATE_INLINE double exp(double x) { return ::exp(x); }
 // exp(x) of x <= 0, for sums with 1: results below 2^-126 are 0.
 VARIATE_INLINE float exp_nonpositive(float x) {
   const ReducedExponential e = reduce_exponential(x < -104.0f ? -104.0f : x);
-  const float scale = power_of_two(e.exponent > -127 ? e.exponent : -127);  // 2^-127 has the bits of 0
+  const float scale = power_of_two(e.exponent);
   return fma(e.fraction, scale, scale);
 }
 VARIATE_INLINE double exp_nonpositive(double x) { return ::exp(x); }
