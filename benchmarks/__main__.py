@@ -12,11 +12,10 @@ try:
     import pytest
     import pytest_benchmark  # noqa: F401
     import torch
+
     import variate  # noqa: F401
 except ImportError as error:
-    sys.exit(
-        f"{error}. The benchmarks need variate, built and installed, with its extra: pip install '.[bench]'"
-    )
+    sys.exit(f"{error}. The benchmarks need variate, built and installed, with its extra: pip install '.[bench]'")
 
 from . import report, results
 
@@ -86,9 +85,7 @@ def summary(row: results.Row) -> str:
     """One row in one line."""
     name = f"{row['op']} {report.shape(row)}"
     ratios = (f"{rival} {ratio['median']:.2f}x" for rival, ratio in row["ratio"].items())
-    return f"{name:<38} {report.mode(row):<19} {report.duration(row['seconds']['ours']):>9}   " + "  ".join(
-        ratios
-    )
+    return f"{name:<38} {report.mode(row):<19} {report.duration(row['seconds']['ours']):>9}   " + "  ".join(ratios)
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -97,24 +94,19 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         description="Measure variate against PyTorch on this machine. Each kernel is checked before it is "
         "timed. Results are written row by row: a run may be stopped, and its rows are kept.",
     )
-    parser.add_argument(
-        "--family", nargs="+", choices=FAMILIES, default=FAMILIES, help="which families (default: all)"
-    )
+    parser.add_argument("--family", nargs="+", choices=FAMILIES, default=FAMILIES, help="which families (default: all)")
     parser.add_argument(
         "--only", metavar="TEXT", help="only the rows whose name holds this text, such as bernoulli_nll"
     )
     parser.add_argument(
         "--quick", action="store_true", help="a first look in a few minutes: few rounds, no torch.compile"
     )
-    parser.add_argument(
-        "--threads", type=int, default=2, help="threads of the multi-thread rows; 1 leaves them out"
-    )
+    parser.add_argument("--threads", type=int, default=2, help="threads of the multi-thread rows; 1 leaves them out")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument(
         "--output",
         type=Path,
-        help="results file (default: benchmarks/results/<device>.json, "
-        "or runs/bench/<device>.json for a quick run)",
+        help="results file (default: benchmarks/results/<device>.json, or runs/bench/<device>.json for a quick run)",
     )
     options = parser.parse_args(arguments)
     if options.threads < 1:
@@ -138,9 +130,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     ]
     command += ["--bench-quick"] if options.quick else []
     command += ["-k", options.only] if options.only else []
-    status = pytest.main(
-        [*command, *(str(HERE / f"bench_{name}.py") for name in options.family)], plugins=[progress]
-    )
+    status = pytest.main([*command, *(str(HERE / f"bench_{name}.py") for name in options.family)], plugins=[progress])
     if status == pytest.ExitCode.NO_TESTS_COLLECTED:
         print("no such rows")
     if progress.rows:

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.distributions import Bernoulli
+
 from variate import functional as ours
 from variate.reference import elbo as reference
 

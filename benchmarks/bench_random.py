@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 from torch.distributions import Categorical, Gumbel
+
 from variate import random as ours
 from variate.reference import random as reference
 

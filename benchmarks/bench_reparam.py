@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 from torch.distributions import Normal, kl_divergence
+
 from variate import functional as ours
 from variate.reference import reparam as reference
 
@@ -23,9 +24,7 @@ def gaussians(*shape: int, dtype: torch.dtype = torch.float32, prior: bool = Fal
     def setup(device: torch.device) -> Sequence[Tensor]:
         generator = torch.Generator(device).manual_seed(1)
         count = 4 if prior else 2
-        return [
-            torch.randn(shape, generator=generator, device=device).mul_(0.5).to(dtype) for _ in range(count)
-        ]
+        return [torch.randn(shape, generator=generator, device=device).mul_(0.5).to(dtype) for _ in range(count)]
 
     return setup
 
@@ -60,9 +59,7 @@ def distributions_unchecked(mean: Tensor, log_var: Tensor) -> tuple[Tensor, Tens
     return posterior.rsample(), kl_divergence(posterior, prior).sum(1)
 
 
-def eager_prior(
-    mean: Tensor, log_var: Tensor, prior_mean: Tensor, prior_log_var: Tensor
-) -> tuple[Tensor, Tensor]:
+def eager_prior(mean: Tensor, log_var: Tensor, prior_mean: Tensor, prior_log_var: Tensor) -> tuple[Tensor, Tensor]:
     """As people write it, with a learned prior."""
     z = mean + torch.randn_like(mean) * torch.exp(0.5 * log_var)
     squared = (mean - prior_mean).pow(2)
@@ -87,9 +84,7 @@ def distributions_sample(mean: Tensor, log_var: Tensor) -> Tensor:
     return Normal(mean, torch.exp(0.5 * log_var)).rsample()
 
 
-def work(
-    elements: int, read: int, write: int, read_back: int, write_back: int, rows: int = 0, size: int = 4
-) -> Any:
+def work(elements: int, read: int, write: int, read_back: int, write_back: int, rows: int = 0, size: int = 4) -> Any:
     """Bytes and Philox words by mode, from the values read and written per element; noise is drawn twice."""
     forward = elements * size * (read + write) + 4 * rows
     backward = elements * size * (read_back + write_back) + 4 * rows

@@ -11,6 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
 from variate.data import mnist
 from variate.models import VAE
 from variate.reference import elbo, reparam

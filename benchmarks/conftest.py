@@ -33,9 +33,7 @@ def _play_back(samples: list[float]) -> Callable[[], None]:
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("variate benchmarks")
     group.addoption("--bench-device", choices=("cpu", "cuda"), default="cpu")
-    group.addoption(
-        "--bench-threads", type=int, default=2, help="threads of the multi-thread rows; 1 leaves them out"
-    )
+    group.addoption("--bench-threads", type=int, default=2, help="threads of the multi-thread rows; 1 leaves them out")
     group.addoption("--bench-quick", action="store_true", help="few rounds, no torch.compile")
     group.addoption("--bench-output", type=Path, help="results file (default: by device)")
 
@@ -89,9 +87,7 @@ def bench(
 
     def run(job: Job) -> None:
         row, samples = measure(job, settings)
-        path = request.config.getoption("bench_output") or results.default_path(
-            settings.device, settings.quick
-        )
+        path = request.config.getoption("bench_output") or results.default_path(settings.device, settings.quick)
         results.merge(path, facts, row)
         request.node.user_properties.append(("row", row))
         benchmark.extra_info.update(row)

@@ -214,9 +214,7 @@ def _figure() -> Any:
     import matplotlib
 
     matplotlib.use("Agg")
-    matplotlib.rcParams.update(
-        {"svg.hashsalt": "variate", "font.size": 9, "axes.grid": True, "grid.alpha": 0.3}
-    )
+    matplotlib.rcParams.update({"svg.hashsalt": "variate", "font.size": 9, "axes.grid": True, "grid.alpha": 0.3})
     import matplotlib.pyplot as plt
 
     return plt
@@ -224,9 +222,7 @@ def _figure() -> Any:
 
 def _save(plt: Any, figure: Any, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(
-        path, bbox_inches="tight", metadata={"Date": None}
-    )  # no date: equal results draw equal files
+    figure.savefig(path, bbox_inches="tight", metadata={"Date": None})  # no date: equal results draw equal files
     plt.close(figure)
 
 
@@ -263,20 +259,14 @@ def plot_sweeps(data: dict[str, Any], path: Path) -> bool:
     rows = _measured(data["rows"].values())
     swept = {(row["op"], row["variant"]) for row in rows if row["sweep"]}
     for row in rows:
-        if (
-            (row["op"], row["variant"]) in swept
-            and row["threads"] == 1
-            and row["mode"] in ("forward", "both")
-        ):
+        if (row["op"], row["variant"]) in swept and row["threads"] == 1 and row["mode"] in ("forward", "both"):
             panels[row["op"], row["mode"]].append(row)
     if not panels:
         return False
     plt = _figure()
     across = min(3, len(panels))
     down = -(-len(panels) // across)
-    figure, grid = plt.subplots(
-        down, across, figsize=(4 * across, 3 * down), squeeze=False, layout="constrained"
-    )
+    figure, grid = plt.subplots(down, across, figsize=(4 * across, 3 * down), squeeze=False, layout="constrained")
     for axes in grid.flat[len(panels) :]:
         axes.remove()
     for axes, ((op, mode), members) in zip(grid.flat, sorted(panels.items()), strict=False):
@@ -284,9 +274,7 @@ def plot_sweeps(data: dict[str, Any], path: Path) -> bool:
         for name in ("ours", "eager", "expert"):
             points = [(elements(row), row["seconds"][name]) for row in members if name in row["seconds"]]
             if points:
-                axes.loglog(
-                    *zip(*points, strict=True), marker=".", label=name, linewidth=2 if name == "ours" else 1
-                )
+                axes.loglog(*zip(*points, strict=True), marker=".", label=name, linewidth=2 if name == "ours" else 1)
         axes.set_title(f"{op}, {MODE_NAMES[mode]}")
         axes.set_xlabel("elements")
         axes.set_ylabel("seconds")
@@ -327,12 +315,8 @@ def draw(results: Path = FOLDER, page: Path = PAGE, plots: Path = PLOTS) -> list
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.report", description="Draw the benchmark results."
-    )
-    parser.add_argument(
-        "--results", type=Path, default=FOLDER, help="folder of results files, one per device"
-    )
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.report", description="Draw the benchmark results.")
+    parser.add_argument("--results", type=Path, default=FOLDER, help="folder of results files, one per device")
     parser.add_argument("--page", type=Path, default=PAGE, help="markdown page with the markers")
     parser.add_argument("--plots", type=Path, default=PLOTS, help="folder for the plots")
     options = parser.parse_args(arguments)

@@ -103,8 +103,7 @@ class Call:
         if self.cotangents is None:
             generator = torch.Generator(self.device).manual_seed(0)
             self.cotangents = [
-                torch.randn(out.shape, generator=generator, device=self.device, dtype=out.dtype)
-                for out in outputs
+                torch.randn(out.shape, generator=generator, device=self.device, dtype=out.dtype) for out in outputs
             ]
         torch.autograd.backward(outputs, self.cotangents)
 

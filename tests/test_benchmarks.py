@@ -69,8 +69,7 @@ def test_ratios_are_paired_round_by_round():
 def test_interleaving_visits_everyone_each_round_in_turning_order():
     visits = []
     calls = {
-        name: SimpleNamespace(seconds=lambda name=name: visits.append(name) or float(len(visits)))
-        for name in "abc"
+        name: SimpleNamespace(seconds=lambda name=name: visits.append(name) or float(len(visits))) for name in "abc"
     }
     samples = suite.timing.interleave(calls, rounds=3)
     assert visits == list("abcbcacab")
@@ -122,9 +121,7 @@ def test_a_row_holds_what_was_measured():
     assert set(both["seconds"]) == {"ours", "eager"}
     assert both["unavailable"].keys() == {"broken"} and "no_such_method" in both["unavailable"]["broken"]
     assert both["ratio"]["eager"]["low"] <= both["ratio"]["eager"]["median"] <= both["ratio"]["eager"]["high"]
-    assert [t["at_least"] for t in both["targets"]] == [1e-6] and [
-        t["at_least"] for t in forward["targets"]
-    ] == [1e6]
+    assert [t["at_least"] for t in both["targets"]] == [1e-6] and [t["at_least"] for t in forward["targets"]] == [1e6]
     json.dumps([forward, backward, both])
 
 
@@ -173,9 +170,7 @@ def test_draws_are_compared_exactly():
     with pytest.raises(AssertionError, match="differ"):
         suite.harness.matches_twin(draw, lambda p, *, key: 1 - draw(p, key=key), exact_inputs=True)([p], ())
     with pytest.raises(AssertionError, match="draws differ"):
-        suite.harness.matches_twin(lambda p, *, key: draw(p, key=key).long(), lambda p, *, key: p.long())(
-            [p], ()
-        )
+        suite.harness.matches_twin(lambda p, *, key: draw(p, key=key).long(), lambda p, *, key: p.long())([p], ())
 
 
 def test_rows_merge_and_a_failed_write_leaves_the_old_file(tmp_path):

@@ -8,6 +8,7 @@ import sys
 import pytest
 import torch
 from torch import nn
+
 from variate import checkpoint
 from variate._optional import MissingExtra
 from variate.checkpoint import CheckpointError

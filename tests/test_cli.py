@@ -6,6 +6,7 @@ import re
 
 import pytest
 import torch
+
 import variate
 from variate import checkpoint
 from variate.cli import demo, images, main, memory, report

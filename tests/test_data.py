@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+
 from variate.data import mnist
 
 
-@pytest.mark.parametrize(
-    ("split", "rows"), [("train", 8000), ("validation", 1000), ("test", 1000), ("all", 10000)]
-)
+@pytest.mark.parametrize(("split", "rows"), [("train", 8000), ("validation", 1000), ("test", 1000), ("all", 10000)])
 def test_split_sizes_and_dtypes(split, rows):
     images, labels = mnist(split)
     assert images.shape == (rows, 28, 28) and images.dtype == torch.uint8

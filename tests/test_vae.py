@@ -10,9 +10,10 @@ import sys
 import pytest
 import torch
 import torch.nn.functional as F
-import variate
 from torch import nn
 from torch._dynamo.testing import CompileCounterWithBackend
+
+import variate
 from variate.models import VAE
 from variate.reference import elbo as reference_elbo
 from variate.reference import reparam as reference_reparam
@@ -220,9 +221,7 @@ def test_compiled_equals_eager_and_annealing_does_not_recompile(x, key):
         expected = model(x, key=noise)
         expected.backward()
         torch.testing.assert_close(loss, expected, rtol=1e-6, atol=0)
-        torch.testing.assert_close(
-            got, [parameter.grad for parameter in model.parameters()], rtol=1e-5, atol=1e-6
-        )
+        torch.testing.assert_close(got, [parameter.grad for parameter in model.parameters()], rtol=1e-5, atol=1e-6)
     assert counter.frame_count == 1
 
 
@@ -267,9 +266,7 @@ def test_two_ranks_reproduce_one_process(tmp_path, x, key):
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     arguments = [str(tmp_path / "rendezvous"), str(tmp_path / "gradients")]
     ranks = [
-        subprocess.Popen(
-            [sys.executable, "-c", _RANK, str(rank), *arguments], env=environment, stderr=subprocess.PIPE
-        )
+        subprocess.Popen([sys.executable, "-c", _RANK, str(rank), *arguments], env=environment, stderr=subprocess.PIPE)
         for rank in range(2)
     ]
     try:

@@ -30,9 +30,7 @@ def lawson(design: np.ndarray, target: np.ndarray, iterations: int = 60) -> np.n
     return best
 
 
-def fit(
-    function: Callable, low: float, high: float, degree: int, scale: Callable
-) -> tuple[np.ndarray, float]:
+def fit(function: Callable, low: float, high: float, degree: int, scale: Callable) -> tuple[np.ndarray, float]:
     """Fit `function` on [low, high] by a polynomial of `degree`; `scale(x)` turns its error into a relative one."""
     nodes = np.cos(np.pi * (np.arange(4000) + 0.5) / 4000)
     x = (low + high) / 2 + (high - low) / 2 * nodes
@@ -64,9 +62,12 @@ def sin_over_r(s):  # sin(2 pi r) / r at s = r^2
 
 
 def cos_tail(s):  # (cos(2 pi r) - 1) / r^2 at s = r^2
-    return sum(
-        (-1) ** (k + 1) * (2 * Real(np.pi)) ** (2 * k + 2) * s**k / factorial(2 * k + 2) for k in range(12)
-    )
+    return sum((-1) ** (k + 1) * (2 * Real(np.pi)) ** (2 * k + 2) * s**k / factorial(2 * k + 2) for k in range(12))
+
+
+def log1p_over(e):  # log(1 + e) / e
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.where(np.abs(e) < 1e-8, 1 - e / 2, np.log1p(e) / e)
 
 
 def factorial(n: int) -> Real:
@@ -76,6 +77,7 @@ def factorial(n: int) -> Real:
 HALF_LN2 = float(np.log(2) / 2) * 1.0005
 FITS = {
     "log": (log_tail, np.sqrt(0.5) - 1, np.sqrt(2) - 1, 7, lambda f: np.abs(f**2)),
+    "log1p": (log1p_over, 0.0, 1.0, 9, lambda e: 1 / log1p_over(e)),
     "exp": (exp_tail, -HALF_LN2, HALF_LN2, 4, lambda r: np.abs(r)),
     "sin": (sin_over_r, 0.0, 1 / 64, 3, lambda s: 1 / sin_over_r(s)),
     "cos": (cos_tail, 0.0, 1 / 64, 3, lambda s: s),

@@ -121,13 +121,13 @@ void randint(const variate_randint_args& a) {
     Buffer<int64_t> buffer;
     const uint32_t* __restrict words = tile_words(a.noise, t, word_buffer);
     int64_t* __restrict out = target(a.out, t, buffer);
-    uint32_t any = 0;
+    uint32_t largest = 0;  // one maximum a tile tells whether any element is undecided
     for (int64_t i = 0; i < t.count; ++i) {
       const math::Scaled scaled = math::scale_word(words[i], range);
-      any |= scaled.undecided;
+      largest = scaled.fraction > largest ? scaled.fraction : largest;
       out[i] = static_cast<int64_t>(low + scaled.value);
     }
-    if (any) {
+    if (math::undecided(largest, range)) {
       const uint32_t* __restrict spare = tile_words(a.noise, t, spare_buffer, 1);
       for (int64_t i = 0; i < t.count; ++i) {
         out[i] = static_cast<int64_t>(low + math::scale_carry(math::scale_word(words[i], range), spare[i], range));

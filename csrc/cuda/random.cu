@@ -123,7 +123,7 @@ __global__ void __launch_bounds__(block_threads)
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
       scaled[i] = math::scale_word(words.w[i], range);
-      undecided |= scaled[i].undecided;
+      undecided |= math::undecided(scaled[i].fraction, range);
     }
     if (undecided) {
       const math::Key spare_key = math::fold_in(stream.key_of(at.row), 1);

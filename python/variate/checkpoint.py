@@ -102,9 +102,7 @@ def pack(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor
     for name, parameter in model.named_parameters():
         for entry, value in optimizer.state.get(parameter, {}).items():
             if not isinstance(value, Tensor):
-                raise TypeError(
-                    f"optimizer: expected tensors as state, got {type(value).__name__} for {entry!r}"
-                )
+                raise TypeError(f"optimizer: expected tensors as state, got {type(value).__name__} for {entry!r}")
             tensors[f"optimizer.{entry}.{name}"] = value
     return tensors
 
@@ -120,9 +118,7 @@ def unpack(
     Raises:
         CheckpointError: names or shapes are those of another model; ``source`` is what the message calls it.
     """
-    state = {
-        name.removeprefix("model."): tensor for name, tensor in tensors.items() if name.startswith("model.")
-    }
+    state = {name.removeprefix("model."): tensor for name, tensor in tensors.items() if name.startswith("model.")}
     own = model.state_dict()
     problems = [f"{name} is missing" for name in own if name not in state]
     problems += [f"{name} is not in this model" for name in state if name not in own]

@@ -168,7 +168,7 @@ void measure_elementary() {
   measure(
       "log", 0x1p-126f, max, 0.9, root_ties(), [](float x) { return m::log(x); }, [](double x) { return std::log(x); });
   measure(
-      "log1p", -0.5f, 1.0f, 1.5, {0x1.a82798p-2f, -0x1.2bec34p-2f}, [](float x) { return m::log1p(x); },
+      "log1p_unit", 0.0f, 1.0f, 1.5, {}, [](float x) { return m::log1p_unit(x); },
       [](double x) { return std::log1p(x); });
   measure(
       "sin(2 pi u)", 0.0f, 1.0f, 1.7, eighths, [](float u) { return m::sincos_2pi(u).sin; },
@@ -178,7 +178,7 @@ void measure_elementary() {
       [](double u) { return angle(u).cos; });
   const auto softplus_of = [](float x) { return m::softplus(x); };
   const auto sigmoid_of = [](float x) { return m::sigmoid(x); };
-  measure("softplus", -87.3f, max, 1.7, ties, softplus_of, softplus);
+  measure("softplus", -87.3f, max, 2.1, ties, softplus_of, softplus);
   measure("sigmoid", -87.3f, max, 2.5, ties, sigmoid_of, sigmoid);
   measure_absolute("softplus < -87.3", -max, -87.3f, 0x1p-126, softplus_of, softplus);
   measure_absolute("sigmoid < -87.3", -max, -87.3f, 0x1p-126, sigmoid_of, sigmoid);
@@ -231,7 +231,7 @@ bool same(float a, float b) { return m::bits_of(a) == m::bits_of(b); }
 void test_special_values() {
   for (float nan : {not_a_number, -not_a_number, m::float_of(0x7fffffffu), m::float_of(0xff800001u)}) {
     CHECK(is_nan(m::exp(nan)) && is_nan(m::exponential(nan).expm1) && is_nan(m::exp_nonpositive(nan)));
-    CHECK(is_nan(m::log1p(nan)) && is_nan(m::softplus(nan)) && is_nan(m::sigmoid(nan)));
+    CHECK(is_nan(m::log1p_unit(nan)) && is_nan(m::softplus(nan)) && is_nan(m::sigmoid(nan)));
     CHECK(is_nan(m::sincos_2pi(nan).sin) && is_nan(m::sincos_2pi(nan).cos));
     CHECK(is_nan(m::bernoulli_nll(nan, 0.0f)) && is_nan(m::bernoulli_nll(1.0f, nan)));
     CHECK(is_nan(m::standard_normal_kl(nan, 0.0f, 0.0f)) && is_nan(m::spread(nan).sigma));
@@ -245,7 +245,7 @@ void test_special_values() {
   CHECK(m::softplus(infinity) == infinity && same(m::softplus(-infinity), 0.0f));
   CHECK(m::sigmoid(infinity) == 1.0f && same(m::sigmoid(-infinity), 0.0f));
   for (float zero : {0.0f, -0.0f, 0x1p-149f, -0x1p-149f, 0x1p-126f}) {
-    CHECK(m::exp(zero) == 1.0f && m::log1p(zero) == zero);
+    CHECK(m::exp(zero) == 1.0f && m::log1p_unit(zero) == zero);
     CHECK(m::sigmoid(zero) == 0.5f && m::softplus(zero) == static_cast<float>(std::log(2.0)));
   }
   CHECK(m::exponential(0.0f).expm1 == 0.0f && m::exponential(-0.0f).expm1 == 0.0f);

@@ -99,10 +99,10 @@ std::uint64_t scaled(std::uint64_t fraction, std::uint64_t range) {
   const auto low = static_cast<std::uint32_t>(fraction);
   const Scaled s = scale_word(word, range);
   const std::uint64_t value = scale_carry(s, low, range);
-  CHECK(s.undecided || value == s.value, "a decided word took a carry: range %llu, fraction %llx",
+  CHECK(undecided(s.fraction, range) || value == s.value, "a decided word took a carry: range %llu, fraction %llx",
         static_cast<unsigned long long>(range), static_cast<unsigned long long>(fraction));
   // Undecided: exactly the words that some low word carries.
-  CHECK(s.undecided == (scale_carry(s, 0xffffffffu, range) != s.value), "range %llu, fraction %llx",
+  CHECK(undecided(s.fraction, range) == (scale_carry(s, 0xffffffffu, range) != s.value), "range %llu, fraction %llx",
         static_cast<unsigned long long>(range), static_cast<unsigned long long>(fraction));
   return value;
 }

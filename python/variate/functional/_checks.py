@@ -92,7 +92,7 @@ def scalar(name: str, value: float | Tensor, like: Tensor) -> Tensor | None:
             )
         if value.device.type != "cpu":
             same_device(name, value, "the inputs", like)
-        return value.detach()
+        return value.detach() if value.requires_grad else value
     if not isinstance(value, (int, float)) or isinstance(value, bool):
         raise TypeError(f"{name}: expected a number or a 0-d tensor, got {type(value).__name__}")
     if not value >= 0:

@@ -16,9 +16,12 @@ def resolve(key: Tensor | None, generator: torch.Generator | None, first_sample:
     key = check(key, generator, first_sample, like)
     if key is not None:
         return key
-    if generator is None and like.is_cpu:
-        return torch.randint(_LOW, _HIGH, _ONE_KEY)
-    return draw(generator, like.device)
+    return fresh() if generator is None and like.is_cpu else draw(generator, like.device)
+
+
+def fresh() -> Tensor:
+    """A key from torch's CPU generator."""
+    return torch.randint(_LOW, _HIGH, _ONE_KEY)
 
 
 def check(key: Tensor | None, generator: torch.Generator | None, first_sample: int, like: Tensor) -> Tensor | None:

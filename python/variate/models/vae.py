@@ -76,9 +76,7 @@ class VAE(nn.Module):
         """data_dim - hidden - latent, one hidden ReLU layer on each side; x is [B, data_dim], or images."""
         for name, value in (("data_dim", data_dim), ("hidden", hidden), ("latent", latent)):
             _check_count(name, value, least=1)
-        encoder = nn.Sequential(
-            nn.Flatten(), nn.Linear(data_dim, hidden), nn.ReLU(), nn.Linear(hidden, 2 * latent)
-        )
+        encoder = nn.Sequential(nn.Flatten(), nn.Linear(data_dim, hidden), nn.ReLU(), nn.Linear(hidden, 2 * latent))
         decoder = nn.Sequential(nn.Linear(latent, hidden), nn.ReLU(), nn.Linear(hidden, data_dim))
         return cls(encoder, decoder, latent_shape=latent, **options)
 
@@ -110,11 +108,9 @@ class VAE(nn.Module):
     ) -> Tensor:
         """The loss, a scalar: mean over the batch of nll + beta kl, with free bits."""
         if isinstance(x, Tensor) and x.dim() and x.shape[0] == 0:
-            raise ValueError(
-                "x: the loss is a mean over the batch, and this batch is empty; skip it, or use elbo(x)"
-            )
+            raise ValueError("x: the loss is a mean over the batch, and this batch is empty; skip it, or use elbo(x)")
         nll, kl = self._terms(x, self.free_bits, key, generator, first_sample)
-        return (nll + self.beta * kl).mean()
+        return torch.addcmul(nll, self.beta, kl).mean()
 
     def loss(
         self,
@@ -184,13 +180,9 @@ class VAE(nn.Module):
         if not isinstance(x, Tensor):
             raise TypeError(f"x: expected a tensor, got {type(x).__name__}")
         if not (x.is_floating_point() or x.dtype in (torch.uint8, torch.bool)):
-            raise TypeError(
-                f"x: expected a float tensor in [0, 1], or uint8 or bool holding 0 and 1, got {x.dtype}"
-            )
+            raise TypeError(f"x: expected a float tensor in [0, 1], or uint8 or bool holding 0 and 1, got {x.dtype}")
         if x.dim() < 2:
-            raise ValueError(
-                f"x: expected a batch, [B, ...] with two or more dimensions, got shape {tuple(x.shape)}"
-            )
+            raise ValueError(f"x: expected a batch, [B, ...] with two or more dimensions, got shape {tuple(x.shape)}")
         out = self.encoder(x if x.is_floating_point() else x.to(_like(self.encoder).dtype))
         if isinstance(out, Tensor):
             if out.dim() < 2 or out.shape[1] % 2:
@@ -246,9 +238,7 @@ def _assign(name: str, setting: Tensor, value: float | Tensor) -> None:
     """Write a float or 0-d tensor into a setting, in place."""
     if isinstance(value, Tensor):
         if value.dim() or value.is_complex():
-            raise ValueError(
-                f"{name}: expected a float or a real 0-d tensor, got {value.dtype} {tuple(value.shape)}"
-            )
+            raise ValueError(f"{name}: expected a float or a real 0-d tensor, got {value.dtype} {tuple(value.shape)}")
         setting.copy_(value.detach())  # not checked further: that would wait for the device
     elif isinstance(value, (int, float)) and not isinstance(value, bool):
         if not (math.isfinite(value) and value >= 0):

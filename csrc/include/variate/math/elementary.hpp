@@ -1,4 +1,4 @@
-// exp, log, log1p, sin, cos, sigmoid and softplus in float32: the same bits on every CPU and GPU.
+// exp, log, sin, cos, sigmoid and softplus in float32: the same bits on every CPU and GPU.
 //
 // Error against float64, over the whole stated range, in ulp of the float32 result (tests/cpp/test_elementary.cpp
 // measures them and fails above these bounds):
@@ -6,10 +6,10 @@
 //   exp_nonpositive [-87.3, 0]        1.1   below: absolute 2^-126, soon 0
 //   expm1           all up to 88.7    1.6
 //   log             positive normal   0.9
-//   log1p           [-1/2, 1]         1.5
+//   log1p_unit      [0, 1]            1.5
 //   sin(2 pi u)     [0, 1]            1.7   and so near its zeros, which are exact
 //   cos(2 pi u)     [0, 1]            1.7   likewise
-//   softplus        from -87.3 on     1.7   below: absolute 2^-126, soon 0
+//   softplus        from -87.3 on     2.1   below: absolute 2^-126, soon 0
 //   sigmoid         from -87.3 on     2.5   below: absolute 2^-126, soon 0
 // The float64 overloads are the C library's. Coefficients: tools/minimax.py.
 #pragma once
@@ -99,16 +99,20 @@ VARIATE_INLINE float log(float x) {
   return log_reduced(static_cast<float>(exponent), mantissa - 1.0f);
 }
 
-// log(1 + x) of x in [-1/2, 1].
-VARIATE_INLINE float log1p(float x) {
-  const bool upper = x > 0x1.a82798p-2f;   // 1 + x > sqrt(2): halve it
-  const bool lower = x < -0x1.2bec34p-2f;  // 1 + x < sqrt(1/2): double it
-  float f = upper ? fma(0.5f, x, -0.5f) : x;
-  f = lower ? fma(2.0f, x, 1.0f) : f;
-  return log_reduced(upper ? 1.0f : lower ? -1.0f : 0.0f, f);
+// log(1 + x) of x in [0, 1], by one polynomial without a case: x (log(1 + x) / x).
+VARIATE_INLINE float log1p_unit(float x) {
+  float p = -0x1.b1650ep-9f;
+  p = fma(p, x, 0x1.4a24a0p-6f);
+  p = fma(p, x, -0x1.d78b46p-5f);
+  p = fma(p, x, 0x1.b50b32p-4f);
+  p = fma(p, x, -0x1.3a597ap-3f);
+  p = fma(p, x, 0x1.93510cp-3f);
+  p = fma(p, x, -0x1.ff249ep-3f);
+  p = fma(p, x, 0x1.554dd4p-2f);
+  p = fma(p, x, -0x1.ffffd2p-2f);
+  p = fma(p, x, 1.0f);
+  return p * x;
 }
-
-VARIATE_INLINE double log1p(double x) { return ::log1p(x); }
 
 struct SinCos {
   float sin;
@@ -137,11 +141,7 @@ VARIATE_INLINE SinCos sincos_2pi(float u) {
 }
 
 // log(1 + exp(-|x|)): what softplus(x) = max(x, 0) + this adds to its asymptote.
-VARIATE_INLINE float softplus_tail(float x) {
-  const float e = exp_nonpositive(-abs(x));
-  const bool upper = e > 0x1.a82798p-2f;
-  return log_reduced(upper ? 1.0f : 0.0f, upper ? fma(0.5f, e, -0.5f) : e);
-}
+VARIATE_INLINE float softplus_tail(float x) { return log1p_unit(exp_nonpositive(-abs(x))); }
 
 VARIATE_INLINE double softplus_tail(double x) { return ::log1p(::exp(-abs(x))); }
 

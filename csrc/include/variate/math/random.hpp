@@ -68,17 +68,19 @@ VARIATE_INLINE T bernoulli(std::uint32_t word, T p) {
 }
 
 // An integer of [0, range), 0 < range <= 2^32, from a 64-bit fraction (word, low): each has probability 1 / range to a
-// relative 2^-32. `low` decides only where `undecided`, with probability range 2^-32.
+// relative 2^-32. `low` matters only where `undecided`, with probability range 2^-32.
 struct Scaled {
   std::uint64_t value;
-  bool undecided;
   std::uint32_t fraction;
 };
 
 VARIATE_INLINE Scaled scale_word(std::uint32_t word, std::uint64_t range) {
   const std::uint64_t product = word * range;
-  const std::uint32_t fraction = static_cast<std::uint32_t>(product);
-  return {product >> 32, fraction > static_cast<std::uint32_t>(0u - static_cast<std::uint32_t>(range)), fraction};
+  return {product >> 32, static_cast<std::uint32_t>(product)};
+}
+
+VARIATE_INLINE bool undecided(std::uint32_t fraction, std::uint64_t range) {
+  return fraction > static_cast<std::uint32_t>(0u - static_cast<std::uint32_t>(range));
 }
 
 VARIATE_INLINE std::uint64_t scale_carry(Scaled scaled, std::uint32_t low, std::uint64_t range) {
