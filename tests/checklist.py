@@ -309,6 +309,7 @@ class Checklist:
         # Forward mode goes to the reference, whose float64 noise differs by the 2e-6 of float32 normals.
         assert torch.autograd.gradcheck(lambda *args: call(case, args), tensors, check_forward_ad=True, atol=1e-5)
 
+    @pytest.mark.sanitize
     def test_empty(self, case: OpCase, place: Any) -> None:
         for shape in case.shapes(EMPTY_SHAPES):
             tensors = make(case, shape, torch.float32, place.device)
@@ -316,6 +317,7 @@ class Checklist:
             for x, y in zip(actual, expected, strict=True):
                 assert x.shape == y.shape and torch.equal(x, y.to(x.dtype))
 
+    @pytest.mark.sanitize
     def test_strides(self, case: OpCase, place: Any) -> None:
         for shape in case.shapes(((9,), (6, 21), (3, 4, 5), (2, 3, 4, 5), (3, 1030))):
             tensors = make(case, shape, torch.float32, place.device)
@@ -369,6 +371,7 @@ class Checklist:
 
     # Bad memory, bad numbers.
 
+    @pytest.mark.sanitize
     def test_every_element_is_written(self, case: OpCase, place: Any, poisoned: Any) -> None:
         for shape, dtype in itertools.product(case.shapes(SHAPES + EMPTY_SHAPES), FLOATS):
             tensors = make(case, shape, dtype, place.device)
@@ -437,6 +440,7 @@ class Checklist:
                 ]
                 assert_same_bits(tuple(torch.cat(pair) for pair in zip(*parts, strict=True)), whole)
 
+    @pytest.mark.sanitize
     @stochastic
     def test_a_key_per_sample_is_a_call_by_itself(self, case: OpCase, place: Any) -> None:
         for shape in ((5, 19), (3, 2, 1031), (70, 6)):
