@@ -15,7 +15,13 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 
-import torch
+try:
+    import torch
+except ImportError:
+    sys.exit(
+        f"make gpu runs in a Python that has a CUDA build of torch, and {sys.executable} has no torch. "
+        "GPU_PYTHON=... names another Python; `make test` needs no GPU."
+    )
 
 from . import results
 
