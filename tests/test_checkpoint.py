@@ -150,3 +150,13 @@ def test_a_missing_package_gives_one_clear_line(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "path", [])
     with pytest.raises(MissingExtra, match=r'safetensors is not installed: pip install "variate\[demo\]"'):
         checkpoint.save(tmp_path / "c", {}, {})
+
+
+def test_a_flipped_bit_is_found(tmp_path):
+    path = tmp_path / "c"
+    checkpoint.save(path, {"a": torch.arange(1000.0), "b": torch.tensor(3)}, {"epoch": 1})
+    data = bytearray(path.read_bytes())
+    data[-100] ^= 1
+    path.write_bytes(bytes(data))
+    with pytest.raises(CheckpointError, match="is damaged"):
+        checkpoint.load(path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Mapping
@@ -66,7 +67,8 @@ def save(path: str | os.PathLike[str], tensors: Mapping[str, Tensor], metadata: 
             raise TypeError(f"tensors[{name!r}]: expected a tensor, got {type(tensor).__name__}")
     text = json.dumps(dict(metadata))
     plain = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
-    data = require("safetensors.torch").save(plain, metadata={_FORMAT: text})
+    record = {"metadata": dict(metadata), "sha256": _checksum(plain, text)}
+    data = require("safetensors.torch").save(plain, metadata={_FORMAT: json.dumps(record)})
     write_whole(path, data)
 
 
@@ -75,7 +77,7 @@ def load(path: str | os.PathLike[str]) -> Checkpoint:
 
     Raises:
         FileNotFoundError: there is no such file.
-        CheckpointError: the file is truncated, or is not a checkpoint of this package.
+        CheckpointError: the file is truncated or damaged, or is not a checkpoint of this package.
     """
     path = Path(path)
     with open(path, "rb") as file:  # FileNotFoundError and PermissionError speak for themselves
@@ -90,7 +92,20 @@ def load(path: str | os.PathLike[str]) -> Checkpoint:
         raise CheckpointError(f"{path} {cause} ({error})") from None
     if _FORMAT not in header:
         raise CheckpointError(f"{path} is a safetensors file, but not a checkpoint written by variate")
-    return Checkpoint(tensors, json.loads(header[_FORMAT]))
+    record = json.loads(header[_FORMAT])
+    if record["sha256"] != _checksum(tensors, json.dumps(record["metadata"])):
+        raise CheckpointError(f"{path} is damaged: its contents are not those that were written")
+    return Checkpoint(tensors, record["metadata"])
+
+
+def _checksum(tensors: Mapping[str, Tensor], text: str) -> str:
+    """SHA-256 of the metadata and of every tensor's name, dtype, shape and bytes."""
+    digest = hashlib.sha256(text.encode())
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def pack(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

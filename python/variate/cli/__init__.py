@@ -40,8 +40,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m variate",
         description="Fused kernels for deep generative models in PyTorch.",
-        epilog="In a CMake project: cmake -DCMAKE_PREFIX_PATH=$(python -m variate --cmakedir), and "
-        "find_package(variate).",
+        epilog="In a CMake project: cmake -Dvariate_DIR=$(python -m variate --cmakedir), and find_package(variate).",
     )
     parser.set_defaults(command=None, answer=None)
     for name, answer, what in (

@@ -94,6 +94,8 @@ def train(settings: Settings, epochs: int, out: Path, device: torch.device | str
     console.print(f"binarisation: {BINARISATION}")
     if history:
         console.print(f"resumed {out} after epoch {len(history)}")
+    if len(history) >= epochs:
+        console.print(f"nothing left to train: --epochs is {epochs}, those before the resume included")
     with progress_bar.Progress(
         "{task.description}",
         progress_bar.BarColumn(),
