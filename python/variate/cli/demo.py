@@ -25,9 +25,8 @@ __all__ = ["add_command", "agreement"]
 
 _LOSS_TOLERANCE = 1e-5  # relative, over the first 50 losses with equal noise
 _ELBO_TOLERANCE = 5e-3  # relative, of the final test ELBOs with each side's own noise
-# Trainings per side, from parameters and noise of their own. The final ELBO of one varies by about 0.25% (standard
-# deviation, measured over seeds of stock training): the difference of two single runs would exceed the tolerance one
-# time in ten, that of two means of four one time in 300.
+# Trainings per side, from parameters and noise of their own. The final ELBO of one varies with its seed by about half
+# of the tolerance, so that single runs would exceed it by chance every so often; means of four hardly ever do.
 _RUNS = 4
 _TIME = (
     "ms per step: the median over blocks of one epoch, which alternate between the two; a step is forward, "

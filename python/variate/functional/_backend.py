@@ -15,7 +15,7 @@ from .._C import build_info
 _BACKENDS = ("auto", "cuda", "triton", "reference")
 _backend = "auto"
 _cpu_ops: dict[str, Any] = {}
-_cpu_calls: dict[str, Any] = {}  # the same without the 0.4 us of Python that torch.compile needs
+_cpu_calls: dict[str, Any] = {}  # the same without the layer of Python that torch.compile needs
 _cuda_ops: dict[str, Any] = {}  # empty without CUDA kernels
 _triton_ops: dict[str, Any] = {}  # empty without Triton
 fakes: dict[str, Callable[..., Any]] = {}

@@ -1,7 +1,7 @@
 """The gate before every op: which calls autograd sees, and which the transforms of torch.func see.
 
-An op is called through an autograd Function only where a gradient is needed, as a Function costs several
-microseconds. torch.func's transforms and forward-mode AD cannot see through an op, and would silently give zero
+An op is called through an autograd Function only where a gradient is needed, as a Function is not
+free. torch.func's transforms and forward-mode AD cannot see through an op, and would silently give zero
 tangents or repeat noise, so calls under them go to the reference, or raise.
 """
 

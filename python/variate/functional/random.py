@@ -331,7 +331,7 @@ def _draw(
         }
         return function(*size, key=key, **options)
     if key is None and generator is None and first_sample == 0 and out.is_cpu:
-        key = _key.fresh()  # what resolve comes to, in a microsecond less: torch's small draws take five
+        key = _key.fresh()  # what resolve comes to, in fewer calls: torch's own small draws are quick
     else:
         key = _key.resolve(key, generator, first_sample, out)
     op(out, key, first_sample)
