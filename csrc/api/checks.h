@@ -46,6 +46,12 @@ class Checks {
             static_cast<int>(tensor.dtype));
   }
 
+  void parametrization(variate_parametrization value) {
+    require(value >= VARIATE_LOG_VAR && value <= VARIATE_SCALE,
+            "parametrization must be VARIATE_LOG_VAR, VARIATE_LOG_SCALE or VARIATE_SCALE, got %d",
+            static_cast<int>(value));
+  }
+
   void noise(const variate_noise& noise, int64_t rows) {
     require(noise.key != nullptr, "noise.key is missing");
     require(noise.key_stride == 0 || noise.key_stride == 2, "noise.key_stride must be 0 or 2, got %lld",

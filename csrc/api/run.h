@@ -15,7 +15,8 @@
 
 namespace variate {
 
-// Runs `check`, then the kernel of the call's device. A call without elements is done once its fields are right.
+// Runs `check`, then the kernel of the call's device; `cuda_kernel` is nullptr for an op that has none. A call without
+// elements is done once its fields are right.
 template <class Args>
 variate_status run(const char* function, const Args* args, std::type_identity_t<void (*)(Checks&, const Args&)> check,
                    std::type_identity_t<bool (*)(const Args&)> empty, void (*cpu::Kernels::*cpu_kernel)(const Args&),
@@ -31,7 +32,11 @@ variate_status run(const char* function, const Args* args, std::type_identity_t<
   if (empty(*args)) return VARIATE_OK;
   if (args->execution.device == VARIATE_CUDA) {
     if (cuda_kernel) return cuda_kernel(*args);
+#if defined(VARIATE_WITH_CUDA)
+    set_error("%s: has no CUDA kernel", function);
+#else
     set_error("%s: this libvariate was built without CUDA", function);
+#endif
     return VARIATE_UNSUPPORTED;
   }
   (cpu::kernels().*cpu_kernel)(*args);

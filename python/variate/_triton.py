@@ -1,4 +1,4 @@
-"""Registers the Triton kernels: ops `variate::triton_<op>`, and `variate::<op>` where CUDA was not built.
+"""Registers the Triton kernels: ops `variate::triton_<op>`, and `variate::<op>` where it has no CUDA kernel.
 
 Triton is imported when a kernel is first called: importing the package costs nothing.
 """
@@ -6,12 +6,10 @@ Triton is imported when a kernel is first called: importing the package costs no
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import torch
-
-from ._C import build_info
 
 _DRAW = "(Tensor(a!) out, Tensor key, SymInt first_sample) -> ()"
 
@@ -52,15 +50,15 @@ def _launcher(name: str) -> Callable[..., Any]:
     return launch
 
 
-def register(fakes: Mapping[str, Callable[..., Any]]) -> dict[str, Any]:
-    """Register the kernel of every op whose fake implementation is given. Returns the new ops by name."""
-    cuda_built = bool(build_info()["cuda"])
+def register(fakes: Mapping[str, Callable[..., Any]], cuda_ops: Collection[str]) -> dict[str, Any]:
+    """Register the kernel of every op whose fake implementation is given; those of `cuda_ops` have a CUDA kernel, the
+    others get Triton's under their own name too. Returns the new ops by name."""
     ops = {}
     for name in SCHEMAS.keys() & fakes.keys():
         _library.define(f"triton_{name}{SCHEMAS[name]}")
         _library.impl(f"triton_{name}", _launcher(name), "CUDA")
         torch.library.register_fake(f"variate::triton_{name}", fakes[name], lib=_library)
         ops[name] = getattr(torch.ops.variate, f"triton_{name}").default
-        if not cuda_built:
+        if name not in cuda_ops:
             _library.impl(name, _launcher(name), "CUDA")
     return ops

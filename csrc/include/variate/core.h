@@ -71,6 +71,13 @@ typedef struct variate_tensor {
   int64_t col_stride;
 } variate_tensor;
 
+/* What a call's spread tensor holds: log sigma^2, log sigma, or sigma itself. */
+typedef enum variate_parametrization VARIATE_INT {
+  VARIATE_LOG_VAR = 0,
+  VARIATE_LOG_SCALE = 1,
+  VARIATE_SCALE = 2
+} variate_parametrization;
+
 /* Where the noise of a call comes from. Row r of the call is sample first_sample + r; its element e is column e. */
 typedef struct variate_noise {
   const int64_t* key;   /* (seed, offset), on the device of the call */

@@ -21,15 +21,16 @@ _triton_ops: dict[str, Any] = {}  # empty without Triton
 fakes: dict[str, Callable[..., Any]] = {}
 
 
-def register(name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Decorates the fake kernel of op `name`: what shapes, dtypes and device its results have."""
+def register(name: str, *, cuda: bool = True) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Decorates the fake kernel of op `name`: what shapes, dtypes and device its results have. `cuda` says whether the
+    op has a CUDA C++ kernel; one that has none is Triton's on a GPU."""
 
     def decorate(fake: Callable[..., Any]) -> Callable[..., Any]:
         torch.library.register_fake(f"variate::{name}", fake)
         fakes[name] = fake
         _cpu_ops[name] = getattr(torch.ops.variate, name).default
         _cpu_calls[name] = _cpu_ops[name]._op
-        if build_info()["cuda"]:
+        if cuda and build_info()["cuda"]:
             _cuda_ops[name] = _cpu_ops[name]
         return fake
 
@@ -42,7 +43,7 @@ def register_triton() -> None:
         return
     from .. import _triton
 
-    _triton_ops.update(_triton.register(fakes))
+    _triton_ops.update(_triton.register(fakes, _cuda_ops.keys()))
 
 
 def select(name: str, like: Tensor) -> Any:
