@@ -597,7 +597,7 @@ def test_registered_ops_have_fakes_and_reach_the_kernels():
     from variate import _triton
     from variate.functional import _backend
 
-    ops = _backend._triton_ops or _triton.register(_backend.fakes)
+    ops = _backend._triton_ops or _triton.register(_backend.fakes, ())
     assert ops.keys() == _triton.SCHEMAS.keys()
     with FakeTensorMode():
         x = torch.empty(4, 5, device="cuda")
