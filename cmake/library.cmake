@@ -31,7 +31,7 @@ set(VARIATE_FAMILIES random reparam elbo)
 # The CPU kernels for one instruction set: an object library of its own.
 function(variate_cpu_kernels isa)
   set(sources ${PROJECT_SOURCE_DIR}/csrc/cpu/table.cpp)
-  foreach(family ${VARIATE_FAMILIES})
+  foreach(family ${VARIATE_FAMILIES} logistic)
     list(APPEND sources ${PROJECT_SOURCE_DIR}/csrc/cpu/${family}.cpp)
   endforeach()
   add_library(variate_cpu_${isa} OBJECT ${sources})

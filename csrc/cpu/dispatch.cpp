@@ -3,6 +3,7 @@
 #include <cstring>
 #include <string>
 
+#include "image.h"
 #include "kernels.h"
 #include "tile.h"
 
@@ -87,6 +88,15 @@ const Kernels& kernels() { return *chosen().table; }
 
 uint64_t row_sum_workspace(int64_t rows, int64_t cols) {
   return cols <= tile_elements ? 0 : sizeof(double) * rows * ((cols - 1) / tile_elements + 1);
+}
+
+uint64_t mixture_workspace(const variate_discretized_logistic_mixture_nll_args& a) {
+  return ImageWorkspace::size(Blocks(a.batch, a.pixels), mixture_rows(a.channels, a.mixtures), a.execution.threads);
+}
+
+uint64_t mixture_backward_workspace(const variate_discretized_logistic_mixture_nll_backward_args& a) {
+  return ImageWorkspace::size(Blocks(a.batch, a.pixels), mixture_backward_rows(a.channels, a.mixtures),
+                              a.execution.threads);
 }
 
 }  // namespace variate::cpu

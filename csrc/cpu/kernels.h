@@ -21,6 +21,10 @@ struct Kernels {
   void (*normal_rsample_kl_backward)(const variate_normal_rsample_kl_backward_args&);
   void (*bernoulli_nll)(const variate_bernoulli_nll_args&);
   void (*bernoulli_nll_backward)(const variate_bernoulli_nll_backward_args&);
+  void (*discretized_logistic_nll)(const variate_discretized_logistic_nll_args&);
+  void (*discretized_logistic_nll_backward)(const variate_discretized_logistic_nll_backward_args&);
+  void (*discretized_logistic_mixture_nll)(const variate_discretized_logistic_mixture_nll_args&);
+  void (*discretized_logistic_mixture_nll_backward)(const variate_discretized_logistic_mixture_nll_backward_args&);
 };
 
 // The kernels of the instruction set in use.
@@ -28,6 +32,16 @@ const Kernels& kernels();
 
 // Bytes of workspace that the reductions over rows of `cols` elements need.
 uint64_t row_sum_workspace(int64_t rows, int64_t cols);
+
+// Bytes of workspace of the mixture of discretised logistics.
+uint64_t mixture_workspace(const variate_discretized_logistic_mixture_nll_args&);
+uint64_t mixture_backward_workspace(const variate_discretized_logistic_mixture_nll_backward_args&);
+
+// Rows of a block of pixels that a thread of either keeps.
+inline int64_t mixture_rows(int64_t channels, int64_t mixtures) { return (channels == 1 ? 4 : 11) * mixtures; }
+inline int64_t mixture_backward_rows(int64_t channels, int64_t mixtures) {
+  return (channels == 1 ? 6 + 2 + 9 : 20 + 2 + 9) * mixtures;
+}
 
 #ifdef VARIATE_ISA
 namespace VARIATE_ISA {
@@ -45,6 +59,10 @@ void normal_rsample_kl(const variate_normal_rsample_kl_args&);
 void normal_rsample_kl_backward(const variate_normal_rsample_kl_backward_args&);
 void bernoulli_nll(const variate_bernoulli_nll_args&);
 void bernoulli_nll_backward(const variate_bernoulli_nll_backward_args&);
+void discretized_logistic_nll(const variate_discretized_logistic_nll_args&);
+void discretized_logistic_nll_backward(const variate_discretized_logistic_nll_backward_args&);
+void discretized_logistic_mixture_nll(const variate_discretized_logistic_mixture_nll_args&);
+void discretized_logistic_mixture_nll_backward(const variate_discretized_logistic_mixture_nll_backward_args&);
 
 }  // namespace VARIATE_ISA
 #endif

@@ -16,6 +16,10 @@ const Kernels table = {bits,
                        normal_rsample_kl,
                        normal_rsample_kl_backward,
                        bernoulli_nll,
-                       bernoulli_nll_backward};
+                       bernoulli_nll_backward,
+                       discretized_logistic_nll,
+                       discretized_logistic_nll_backward,
+                       discretized_logistic_mixture_nll,
+                       discretized_logistic_mixture_nll_backward};
 
 }  // namespace variate::cpu::VARIATE_ISA

@@ -4,6 +4,7 @@
 
 #include "core.h"
 #include "elbo.h"
+#include "logistic.h"
 #include "random.h"
 #include "reparam.h"
 

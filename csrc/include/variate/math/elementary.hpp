@@ -99,6 +99,8 @@ VARIATE_INLINE float log(float x) {
   return log_reduced(static_cast<float>(exponent), mantissa - 1.0f);
 }
 
+VARIATE_INLINE double log(double x) { return ::log(x); }
+
 // log(1 + x) of x in [0, 1], by one polynomial without a case: x (log(1 + x) / x).
 VARIATE_INLINE float log1p_unit(float x) {
   float p = -0x1.b1650ep-9f;

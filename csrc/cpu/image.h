@@ -1,0 +1,217 @@
+// Calls over images are cut into blocks of pixels of one image. A kernel sees each channel of a block as a dense row,
+// in place where it lies so, otherwise transposed into a buffer; its loops run over the row.
+#pragma once
+
+#include <variate/logistic.h>
+
+#if defined(_OPENMP)
+#include <omp.h>
+#endif
+
+#include "tile.h"
+
+namespace variate::cpu {
+
+inline constexpr int64_t block_pixels = 64;
+
+// Pixels [pixel, pixel + pixels) of one image; loops cover `count`, a whole number of lanes.
+struct Block {
+  int64_t index, batch, pixel, pixels, count;
+};
+
+struct Blocks {
+  int64_t batch, pixels, per_image;
+
+  Blocks(int64_t batch_, int64_t pixels_)
+      : batch(batch_), pixels(pixels_), per_image((pixels_ + block_pixels - 1) / block_pixels) {}
+
+  int64_t count() const { return batch * per_image; }
+
+  Block block(int64_t index) const {
+    Block b;
+    b.index = index;
+    b.batch = index / per_image;
+    b.pixel = index % per_image * block_pixels;
+    b.pixels = pixels - b.pixel < block_pixels ? pixels - b.pixel : block_pixels;
+    b.count = (b.pixels + lane_multiple - 1) / lane_multiple * lane_multiple;
+    return b;
+  }
+};
+
+// What a call's workspace holds: `rows` rows of a block in float64 for each thread, and a sum for each block.
+struct ImageWorkspace {
+  static constexpr int64_t alignment = 64;
+  int64_t bytes;  // of a thread
+  char* start;
+  double* partial_sums;
+
+  static int64_t thread_bytes(int64_t rows) { return rows * block_pixels * static_cast<int64_t>(sizeof(double)); }
+
+  static uint64_t size(const Blocks& blocks, int64_t rows, int threads) {
+    return alignment + blocks.count() * sizeof(double) + (threads > 1 ? threads : 1) * thread_bytes(rows);
+  }
+
+  ImageWorkspace(void* workspace, const Blocks& blocks, int64_t rows)
+      : bytes(thread_bytes(rows)), partial_sums(static_cast<double*>(workspace)) {
+    const uintptr_t end = reinterpret_cast<uintptr_t>(partial_sums + blocks.count());
+    start = reinterpret_cast<char*>((end + alignment - 1) & ~uintptr_t{alignment - 1});
+  }
+
+  void* rows(int thread) const { return start + thread * bytes; }
+};
+
+#ifdef VARIATE_ISA
+namespace VARIATE_ISA {
+
+// body(block, thread), thread < threads.
+template <class Body>
+void for_blocks(const Blocks& blocks, int threads, Body body) {
+  const int64_t count = blocks.count();
+#if defined(_OPENMP)
+  if (threads > 1 && count > 1) {
+#pragma omp parallel for schedule(static) num_threads(threads)
+    for (int64_t i = 0; i < count; ++i) body(blocks.block(i), omp_get_thread_num());
+    return;
+  }
+#endif
+  for (int64_t i = 0; i < count; ++i) body(blocks.block(i), 0);
+}
+
+// 16 x 16 numbers, transposed.
+template <class T>
+static inline void transpose_square(const T* __restrict from, int64_t from_stride, T* __restrict to,
+                                    int64_t to_stride) {
+  typedef T Line __attribute__((vector_size(16 * sizeof(T)), aligned(sizeof(T)), may_alias));
+  Line a[16], b[16];
+  for (int i = 0; i < 16; ++i) a[i] = *reinterpret_cast<const Line*>(from + i * from_stride);
+  // Four rounds, each of which swaps one bit of the row's number with one of the column's.
+#pragma GCC unroll 8
+  for (int i = 0; i < 8; ++i) {
+    b[i] = __builtin_shufflevector(a[i], a[i + 8], 0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23);
+    b[i + 8] = __builtin_shufflevector(a[i], a[i + 8], 8, 9, 10, 11, 12, 13, 14, 15, 24, 25, 26, 27, 28, 29, 30, 31);
+  }
+#pragma GCC unroll 8
+  for (int k = 0; k < 8; ++k) {
+    const int i = k / 4 * 8 + k % 4;
+    a[i] = __builtin_shufflevector(b[i], b[i + 4], 0, 1, 2, 3, 16, 17, 18, 19, 8, 9, 10, 11, 24, 25, 26, 27);
+    a[i + 4] = __builtin_shufflevector(b[i], b[i + 4], 4, 5, 6, 7, 20, 21, 22, 23, 12, 13, 14, 15, 28, 29, 30, 31);
+  }
+#pragma GCC unroll 8
+  for (int k = 0; k < 8; ++k) {
+    const int i = k / 2 * 4 + k % 2;
+    b[i] = __builtin_shufflevector(a[i], a[i + 2], 0, 1, 16, 17, 4, 5, 20, 21, 8, 9, 24, 25, 12, 13, 28, 29);
+    b[i + 2] = __builtin_shufflevector(a[i], a[i + 2], 2, 3, 18, 19, 6, 7, 22, 23, 10, 11, 26, 27, 14, 15, 30, 31);
+  }
+#pragma GCC unroll 8
+  for (int k = 0; k < 8; ++k) {
+    const int i = 2 * k;
+    a[i] = __builtin_shufflevector(b[i], b[i + 1], 0, 16, 2, 18, 4, 20, 6, 22, 8, 24, 10, 26, 12, 28, 14, 30);
+    a[i + 1] = __builtin_shufflevector(b[i], b[i + 1], 1, 17, 3, 19, 5, 21, 7, 23, 9, 25, 11, 27, 13, 29, 15, 31);
+  }
+  for (int i = 0; i < 16; ++i) *reinterpret_cast<Line*>(to + i * to_stride) = a[i];
+}
+
+// The rows of `to` are the columns of `from`; both have the strides between their rows.
+template <class T>
+static inline void transpose(const T* __restrict from, int64_t from_stride, int64_t from_rows, int64_t from_cols,
+                             T* __restrict to, int64_t to_stride) {
+  const int64_t whole_rows = from_rows / 16 * 16, whole_cols = from_cols / 16 * 16;
+  for (int64_t c = 0; c < whole_cols; c += 16) {
+    for (int64_t r = 0; r < whole_rows; r += 16) {
+      transpose_square(from + r * from_stride + c, from_stride, to + c * to_stride + r, to_stride);
+    }
+  }
+  for (int64_t r = 0; r < from_rows; ++r) {
+    for (int64_t c = r < whole_rows ? whole_cols : 0; c < from_cols; ++c) {
+      to[c * to_stride + r] = from[r * from_stride + c];
+    }
+  }
+}
+
+template <class T>
+static inline bool rows_in_place(const variate_image& image, const Block& block) {
+  return image.dtype == dtype_of<T> && image.pixel_stride == 1 && block.pixels == block.count;
+}
+
+static inline int64_t block_start(const variate_image& image, const Block& block) {
+  return block.batch * image.batch_stride + block.pixel * image.pixel_stride;
+}
+
+// The channels of a block as rows of T, with zeros in the lanes beyond its pixels.
+template <class T>
+class ImageRows {
+ public:
+  // `buffer` holds `channels` rows of block_pixels.
+  ImageRows(const variate_image& image, const Block& block, int64_t channels, T* buffer) {
+    const int64_t start = block_start(image, block);
+    if (rows_in_place<T>(image, block)) {
+      data_ = static_cast<const T*>(image.data) + start;
+      stride_ = image.channel_stride;
+      return;
+    }
+    data_ = buffer;
+    stride_ = block_pixels;
+    if (image.dtype == dtype_of<T> && image.channel_stride == 1) {
+      transpose(static_cast<const T*>(image.data) + start, image.pixel_stride, block.pixels, channels, buffer, stride_);
+    } else {
+      with_type(image.dtype, [&](auto* type) {
+        const auto* from = static_cast<decltype(type)>(image.data) + start;
+        for (int64_t c = 0; c < channels; ++c) {
+          load_row(buffer + c * stride_, from + c * image.channel_stride, image.pixel_stride, block.pixels);
+        }
+      });
+    }
+    for (int64_t c = 0; c < channels; ++c) {
+      for (int64_t i = block.pixels; i < block.count; ++i) buffer[c * stride_ + i] = T(0);
+    }
+  }
+
+  const T* operator[](int64_t channel) const { return data_ + channel * stride_; }
+
+ private:
+  const T* data_;
+  int64_t stride_;
+};
+
+// Where a kernel writes the channels of a block; `store` then finishes the job.
+template <class T>
+class ImageTarget {
+ public:
+  ImageTarget(const variate_image& image, const Block& block, int64_t channels, T* buffer)
+      : image_(image), block_(block), channels_(channels), in_place_(rows_in_place<T>(image, block)) {
+    data_ = in_place_ ? static_cast<T*>(image.data) + block_start(image, block) : buffer;
+    stride_ = in_place_ ? image.channel_stride : block_pixels;
+  }
+
+  T* operator[](int64_t channel) const { return data_ + channel * stride_; }
+
+  void store() const {
+    if (in_place_) return;
+    const int64_t start = block_start(image_, block_);
+    if (image_.dtype == dtype_of<T> && image_.channel_stride == 1) {
+      transpose(data_, stride_, channels_, block_.pixels, static_cast<T*>(image_.data) + start, image_.pixel_stride);
+      return;
+    }
+    with_type(image_.dtype, [&](auto* type) {
+      using Element = std::remove_pointer_t<decltype(type)>;
+      for (int64_t c = 0; c < channels_; ++c) {
+        const T* __restrict from = data_ + c * stride_;
+        Element* __restrict to = static_cast<Element*>(image_.data) + start + c * image_.channel_stride;
+        for (int64_t i = 0; i < block_.pixels; ++i) to[i * image_.pixel_stride] = narrow<Element>(from[i]);
+      }
+    });
+  }
+
+ private:
+  const variate_image& image_;
+  const Block& block_;
+  int64_t channels_;
+  bool in_place_;
+  T* data_;
+  int64_t stride_;
+};
+
+}  // namespace VARIATE_ISA
+#endif
+
+}  // namespace variate::cpu

@@ -1,0 +1,416 @@
+#include <variate/math/logistic.hpp>
+
+#include "image.h"
+#include "kernels.h"
+#include "tile.h"
+
+namespace variate::cpu::VARIATE_ISA {
+
+namespace {
+
+constexpr int colours = 3;
+constexpr int64_t saved_rows = 3 * colours;  // per component, by the backward pass
+
+template <class T>
+struct Target {
+  math::Bins<T> bins;
+  bool levels;
+  int bits;
+
+  Target(variate_dtype dtype, int bits_) : bins(math::bins<T>(bits_)), levels(dtype == VARIATE_UINT8), bits(bits_) {}
+
+  // The target in [-1, 1], in `x` or in place.
+  const T* middles(const T* __restrict target, T* __restrict x, int64_t count) const {
+    if (!levels) return target;
+    for (int64_t i = 0; i < count; ++i) x[i] = math::bin_middle(target[i], bits);
+    return x;
+  }
+};
+
+// One logistic an element.
+
+template <bool compat, class T>
+void negative_logs(const T* __restrict x, const T* __restrict mean, const T* __restrict log_scale, math::Bins<T> bins,
+                   T* __restrict nll, int64_t count) {
+  for (int64_t i = 0; i < count; ++i) {
+    const math::BinProbability<T> p = math::bin_probability<compat>(x[i], mean[i], log_scale[i], bins);
+    nll[i] = -p.linear - math::log(p.numerator / p.denominator);
+  }
+}
+
+template <bool compat, class T>
+void nll(const variate_discretized_logistic_nll_args& a) {
+  const Grid grid(a.rows, a.cols);
+  const Target<T> target(a.target.dtype, a.bits);
+  for_tiles(grid, a.execution.threads, [&](const Tile& t) {
+    Buffer<T> mean_buffer, log_scale_buffer, target_buffer, x_buffer, nll;
+    const T* mean = load(a.mean, t, mean_buffer);
+    const T* log_scale = load(a.log_scale, t, log_scale_buffer);
+    const T* x = target.middles(load(a.target, t, target_buffer), x_buffer.data, t.count);
+    negative_logs<compat>(x, mean, log_scale, target.bins, nll.data, t.count);
+    store_row_sums(a.nll, a.execution.workspace, grid, t, nll.data);
+  });
+  finish_row_sums(a.nll, a.execution.workspace, grid);
+}
+
+template <bool compat, class T>
+void gradients(const T* __restrict x, const T* __restrict mean, const T* __restrict log_scale,
+               const T* __restrict grad_nll, math::Bins<T> bins, T* __restrict grad_mean, T* __restrict grad_log_scale,
+               int64_t count) {
+  for (int64_t i = 0; i < count; ++i) {
+    const auto p = math::bin_probability_and_gradient<compat>(x[i], mean[i], log_scale[i], bins);
+    grad_mean[i] = -grad_nll[i] * p.gradient.mean;
+    grad_log_scale[i] = -grad_nll[i] * p.gradient.log_scale;
+  }
+}
+
+template <bool compat, class T>
+void nll_backward(const variate_discretized_logistic_nll_backward_args& a) {
+  const Grid grid(a.rows, a.cols);
+  const Target<T> target(a.target.dtype, a.bits);
+  for_tiles(grid, a.execution.threads, [&](const Tile& t) {
+    Buffer<T> mean_buffer, log_scale_buffer, target_buffer, x_buffer, grad_nll_buffer;
+    Buffer<T> grad_mean_buffer, grad_log_scale_buffer;
+    const T* mean = load(a.mean, t, mean_buffer);
+    const T* log_scale = load(a.log_scale, t, log_scale_buffer);
+    const T* x = target.middles(load(a.target, t, target_buffer), x_buffer.data, t.count);
+    T* grad_mean = optional_target(a.grad_mean, t, grad_mean_buffer);
+    T* grad_log_scale = optional_target(a.grad_log_scale, t, grad_log_scale_buffer);
+    gradients<compat>(x, mean, log_scale, load_rows(a.grad_nll, t, grad_nll_buffer), target.bins, grad_mean,
+                      grad_log_scale, t.count);
+    store(a.grad_mean, t, grad_mean);
+    store(a.grad_log_scale, t, grad_log_scale);
+  });
+}
+
+// The mixture. Its loops run over the pixels of a block, one parameter of one component at a time.
+
+template <class T>
+struct alignas(64) Row {
+  T data[block_pixels];
+};
+
+// Rows in a thread's share of the workspace.
+template <class T>
+class Scratch {
+ public:
+  explicit Scratch(void* rows) : next_(static_cast<Row<T>*>(rows)) {}
+
+  Row<T>* rows(int64_t count) {
+    next_ += count;
+    return next_ - count;
+  }
+
+ private:
+  Row<T>* next_;
+};
+
+template <class T>
+void coefficients(const T* __restrict raw, T* __restrict out, int64_t count) {
+  for (int64_t i = 0; i < count; ++i) out[i] = math::tanh(raw[i]);
+}
+
+// The mean of a colour, moved by the colours before it.
+template <class T>
+void second_mean(const T* __restrict mean, const T* __restrict k0, const T* __restrict x0, T* __restrict out,
+                 int64_t count) {
+  for (int64_t i = 0; i < count; ++i) out[i] = math::fma(k0[i], x0[i], mean[i]);
+}
+
+template <class T>
+void third_mean(const T* __restrict mean, const T* __restrict k1, const T* __restrict x0, const T* __restrict k2,
+                const T* __restrict x1, T* __restrict out, int64_t count) {
+  for (int64_t i = 0; i < count; ++i) out[i] = math::fma(k2[i], x1[i], math::fma(k1[i], x0[i], mean[i]));
+}
+
+// The product of the colours' probabilities, as math::BinProbability has it.
+template <class T>
+struct Product {
+  Row<T> linear, numerator, denominator;
+};
+
+template <bool first, class T>
+void multiply(const math::BinProbability<T>& p, T& linear, T& numerator, T& denominator) {
+  linear = first ? p.linear : linear + p.linear;
+  numerator = first ? p.numerator : numerator * p.numerator;
+  denominator = first ? p.denominator : denominator * p.denominator;
+}
+
+template <bool compat, bool first, class T>
+void add_colour(const T* __restrict x, const T* __restrict mean, const T* __restrict log_scale, math::Bins<T> bins,
+                Product<T>& product, int64_t count) {
+  T* __restrict linear = product.linear.data;
+  T* __restrict numerator = product.numerator.data;
+  T* __restrict denominator = product.denominator.data;
+  for (int64_t i = 0; i < count; ++i) {
+    const auto p = math::bin_probability<compat>(x[i], mean[i], log_scale[i], bins);
+    multiply<first>(p, linear[i], numerator[i], denominator[i]);
+  }
+}
+
+template <bool compat, bool first, class T>
+void add_colour_with_gradient(const T* __restrict x, const T* __restrict mean, const T* __restrict log_scale,
+                              math::Bins<T> bins, Product<T>& product, T* __restrict grad_mean,
+                              T* __restrict grad_log_scale, int64_t count) {
+  T* __restrict linear = product.linear.data;
+  T* __restrict numerator = product.numerator.data;
+  T* __restrict denominator = product.denominator.data;
+  for (int64_t i = 0; i < count; ++i) {
+    const auto p = math::bin_probability_and_gradient<compat>(x[i], mean[i], log_scale[i], bins);
+    multiply<first>(p.probability, linear[i], numerator[i], denominator[i]);
+    grad_mean[i] = p.gradient.mean;
+    grad_log_scale[i] = p.gradient.log_scale;
+  }
+}
+
+// What a block of pixels needs of a call: the parameters as rows, the target in [-1, 1].
+template <class T>
+struct Inputs {
+  math::MixtureParameters at;
+  ImageRows<T> params;
+  const T* x[colours];
+  Row<T> target_rows[colours], x_rows[colours];
+
+  template <class Args>
+  Inputs(const Args& a, const Target<T>& target, const Block& block, Scratch<T>& scratch)
+      : at{a.channels, a.mixtures},
+        params(a.params, block, math::count_of(at), scratch.rows(math::count_of(at))->data) {
+    const ImageRows<T> levels(a.target, block, a.channels, target_rows[0].data);
+    for (int c = 0; c < a.channels; ++c) x[c] = target.middles(levels[c], x_rows[c].data, block.count);
+  }
+};
+
+// Sums of exp over the components, relative to the largest.
+template <class T>
+struct LogSum {
+  Row<T> most, sum;
+
+  LogSum() {
+    for (int64_t i = 0; i < block_pixels; ++i) {
+      most.data[i] = -static_cast<T>(__builtin_huge_valf());
+      sum.data[i] = T(0);
+    }
+  }
+};
+
+// The means of component m's colours; `k` gets the coefficients.
+template <class T>
+struct Means {
+  Row<T> moved[colours - 1];
+  const T* of[colours];
+
+  Means(const Inputs<T>& in, int m, Row<T>* k, int64_t count) {
+    of[0] = in.params[math::mean_of(in.at, 0, m)];
+    if (in.at.colours == 1) return;
+    for (int c = 0; c < colours; ++c) coefficients(in.params[math::coefficient_of(in.at, c, m)], k[c].data, count);
+    second_mean(in.params[math::mean_of(in.at, 1, m)], k[0].data, in.x[0], moved[0].data, count);
+    third_mean(in.params[math::mean_of(in.at, 2, m)], k[1].data, in.x[0], k[2].data, in.x[1], moved[1].data, count);
+    of[1] = moved[0].data;
+    of[2] = moved[1].data;
+  }
+};
+
+// joint = logit + log of the product. The largest joint and the largest logit are kept.
+template <class T>
+void finish_component(const T* __restrict logit, const Product<T>& product, T* __restrict joint, LogSum<T>& posterior,
+                      LogSum<T>& prior, int64_t count) {
+  const T* __restrict linear = product.linear.data;
+  const T* __restrict numerator = product.numerator.data;
+  const T* __restrict denominator = product.denominator.data;
+  T* __restrict most = posterior.most.data;
+  T* __restrict most_logit = prior.most.data;
+  for (int64_t i = 0; i < count; ++i) {
+    joint[i] = logit[i] + (linear[i] + math::log(numerator[i] / denominator[i]));
+    most[i] = joint[i] > most[i] ? joint[i] : most[i];
+    most_logit[i] = logit[i] > most_logit[i] ? logit[i] : most_logit[i];
+  }
+}
+
+template <class T>
+void add_exp(const T* __restrict x, LogSum<T>& log_sum, int64_t count) {
+  const T* __restrict most = log_sum.most.data;
+  T* __restrict sum = log_sum.sum.data;
+  for (int64_t i = 0; i < count; ++i) sum[i] += math::exp_nonpositive(x[i] - most[i]);
+}
+
+// The same, which keeps the exponentials in `weight`; that may be x.
+template <class T>
+void add_weight(const T* x, LogSum<T>& log_sum, T* weight, int64_t count) {
+  const T* __restrict most = log_sum.most.data;
+  T* __restrict sum = log_sum.sum.data;
+  for (int64_t i = 0; i < count; ++i) {
+    const T w = math::exp_nonpositive(x[i] - most[i]);
+    weight[i] = w;
+    sum[i] += w;
+  }
+}
+
+using MixtureArgs = variate_discretized_logistic_mixture_nll_args;
+using MixtureBackwardArgs = variate_discretized_logistic_mixture_nll_backward_args;
+
+template <bool compat, class T>
+void mixture_block(const MixtureArgs& a, const Target<T>& target, const Block& block, Scratch<T> scratch,
+                   T* __restrict nll) {
+  const int64_t count = block.count;
+  const Inputs<T> in(a, target, block, scratch);
+  Row<T>* joint = scratch.rows(a.mixtures);
+  LogSum<T> posterior, prior;
+  for (int m = 0; m < a.mixtures; ++m) {
+    Row<T> k[colours];
+    const Means<T> mean(in, m, k, count);
+    Product<T> product;
+    for (int c = 0; c < a.channels; ++c) {
+      const auto multiply = c == 0 ? add_colour<compat, true, T> : add_colour<compat, false, T>;
+      multiply(in.x[c], mean.of[c], in.params[math::log_scale_of(in.at, c, m)], target.bins, product, count);
+    }
+    finish_component(in.params[m], product, joint[m].data, posterior, prior, count);
+  }
+  for (int m = 0; m < a.mixtures; ++m) {
+    add_exp(joint[m].data, posterior, count);
+    add_exp(in.params[m], prior, count);
+  }
+  for (int64_t i = 0; i < count; ++i) {
+    nll[i] = (prior.most.data[i] - posterior.most.data[i]) + math::log(prior.sum.data[i] / posterior.sum.data[i]);
+  }
+}
+
+template <class T>
+void multiply_rows(const T* __restrict x, const T* __restrict y, T* __restrict out, int64_t count) {
+  for (int64_t i = 0; i < count; ++i) out[i] = x[i] * y[i];
+}
+
+// d / d raw of tanh(raw) x, which moves a mean.
+template <class T>
+void coefficient_gradient(const T* __restrict grad_mean, const T* __restrict x, const T* __restrict k,
+                          T* __restrict out, int64_t count) {
+  for (int64_t i = 0; i < count; ++i) out[i] = grad_mean[i] * x[i] * math::fma(-k[i], k[i], T(1));
+}
+
+// grad_logit = g (prior - responsibility); minus = -g responsibility. The reciprocal sums hold g.
+template <class T>
+void logit_gradient(const T* __restrict weight, const T* __restrict prior_weight, const T* __restrict reciprocal,
+                    const T* __restrict prior_reciprocal, T* __restrict minus, T* __restrict grad_logit,
+                    int64_t count) {
+  for (int64_t i = 0; i < count; ++i) {
+    const T part = -weight[i] * reciprocal[i];
+    minus[i] = part;
+    grad_logit[i] = math::fma(prior_weight[i], prior_reciprocal[i], part);
+  }
+}
+
+template <bool compat, class T>
+void mixture_backward_block(const MixtureBackwardArgs& a, const Target<T>& target, const Block& block,
+                            Scratch<T> scratch) {
+  const int64_t count = block.count;
+  const Inputs<T> in(a, target, block, scratch);
+  const math::MixtureParameters at = in.at;
+  const ImageTarget<T> grad(a.grad_params, block, math::count_of(at), scratch.rows(math::count_of(at))->data);
+  Row<T>* weight = scratch.rows(a.mixtures);
+  Row<T>* prior_weight = scratch.rows(a.mixtures);
+  Row<T>* saved =
+      scratch.rows(saved_rows * int64_t{a.mixtures});  // of each component: k, then d / d mean, d / d log_scale
+  const auto saved_of = [&](int m) { return saved + m * saved_rows; };
+  LogSum<T> posterior, prior;
+  for (int m = 0; m < a.mixtures; ++m) {
+    Row<T>*k = saved_of(m), *d_mean = k + colours, *d_log_scale = d_mean + colours;
+    const Means<T> mean(in, m, k, count);
+    Product<T> product;
+    for (int c = 0; c < a.channels; ++c) {
+      const auto multiply =
+          c == 0 ? add_colour_with_gradient<compat, true, T> : add_colour_with_gradient<compat, false, T>;
+      multiply(in.x[c], mean.of[c], in.params[math::log_scale_of(at, c, m)], target.bins, product, d_mean[c].data,
+               d_log_scale[c].data, count);
+    }
+    finish_component(in.params[m], product, weight[m].data, posterior, prior, count);
+  }
+  for (int m = 0; m < a.mixtures; ++m) {
+    add_weight(weight[m].data, posterior, weight[m].data, count);
+    add_weight(in.params[m], prior, prior_weight[m].data, count);
+  }
+  const T g = element<T>(a.grad_nll, block.batch, 0);
+  for (int64_t i = 0; i < count; ++i) {
+    posterior.sum.data[i] = g / posterior.sum.data[i];
+    prior.sum.data[i] = g / prior.sum.data[i];
+  }
+  for (int m = 0; m < a.mixtures; ++m) {
+    const Row<T>*k = saved_of(m), *d_mean = k + colours, *d_log_scale = d_mean + colours;
+    Row<T> minus;
+    logit_gradient(weight[m].data, prior_weight[m].data, posterior.sum.data, prior.sum.data, minus.data, grad[m],
+                   count);
+    for (int c = 0; c < a.channels; ++c) {
+      multiply_rows(d_mean[c].data, minus.data, grad[math::mean_of(at, c, m)], count);
+      multiply_rows(d_log_scale[c].data, minus.data, grad[math::log_scale_of(at, c, m)], count);
+    }
+    if (a.channels == 1) continue;
+    const T *second = grad[math::mean_of(at, 1, m)], *third = grad[math::mean_of(at, 2, m)];
+    coefficient_gradient(second, in.x[0], k[0].data, grad[math::coefficient_of(at, 0, m)], count);
+    coefficient_gradient(third, in.x[0], k[1].data, grad[math::coefficient_of(at, 1, m)], count);
+    coefficient_gradient(third, in.x[1], k[2].data, grad[math::coefficient_of(at, 2, m)], count);
+  }
+  grad.store();
+}
+
+template <bool compat, class T>
+void mixture_nll(const MixtureArgs& a) {
+  const Blocks blocks(a.batch, a.pixels);
+  const Target<T> target(a.target.dtype, a.bits);
+  const ImageWorkspace workspace(a.execution.workspace, blocks, mixture_rows(a.channels, a.mixtures));
+  for_blocks(blocks, a.execution.threads, [&](const Block& block, int thread) {
+    Row<T> nll;
+    mixture_block<compat>(a, target, block, Scratch<T>(workspace.rows(thread)), nll.data);
+    workspace.partial_sums[block.index] = row_sum(nll.data, block.pixels);
+  });
+  for (int64_t b = 0; b < a.batch; ++b) {
+    double sum = 0.0;
+    for (int64_t i = 0; i < blocks.per_image; ++i) sum += workspace.partial_sums[b * blocks.per_image + i];
+    set_element(a.nll, b, sum);
+  }
+}
+
+template <bool compat, class T>
+void mixture_nll_backward(const MixtureBackwardArgs& a) {
+  const Blocks blocks(a.batch, a.pixels);
+  const Target<T> target(a.target.dtype, a.bits);
+  const ImageWorkspace workspace(a.execution.workspace, blocks, mixture_backward_rows(a.channels, a.mixtures));
+  for_blocks(blocks, a.execution.threads, [&](const Block& block, int thread) {
+    mixture_backward_block<compat>(a, target, block, Scratch<T>(workspace.rows(thread)));
+  });
+}
+
+bool is_double(const variate_tensor& mean, const variate_tensor& log_scale, const variate_tensor& target) {
+  return mean.dtype == VARIATE_FLOAT64 || log_scale.dtype == VARIATE_FLOAT64 || target.dtype == VARIATE_FLOAT64;
+}
+
+bool is_double(const variate_image& params, const variate_image& target) {
+  return params.dtype == VARIATE_FLOAT64 || target.dtype == VARIATE_FLOAT64;
+}
+
+}  // namespace
+
+void discretized_logistic_nll(const variate_discretized_logistic_nll_args& a) {
+  const bool wide = is_double(a.mean, a.log_scale, a.target);
+  if (a.edges == VARIATE_COMPAT_EDGES) return wide ? nll<true, double>(a) : nll<true, float>(a);
+  wide ? nll<false, double>(a) : nll<false, float>(a);
+}
+
+void discretized_logistic_nll_backward(const variate_discretized_logistic_nll_backward_args& a) {
+  const bool wide = is_double(a.mean, a.log_scale, a.target);
+  if (a.edges == VARIATE_COMPAT_EDGES) return wide ? nll_backward<true, double>(a) : nll_backward<true, float>(a);
+  wide ? nll_backward<false, double>(a) : nll_backward<false, float>(a);
+}
+
+void discretized_logistic_mixture_nll(const MixtureArgs& a) {
+  const bool wide = is_double(a.params, a.target);
+  if (a.edges == VARIATE_COMPAT_EDGES) return wide ? mixture_nll<true, double>(a) : mixture_nll<true, float>(a);
+  wide ? mixture_nll<false, double>(a) : mixture_nll<false, float>(a);
+}
+
+void discretized_logistic_mixture_nll_backward(const MixtureBackwardArgs& a) {
+  const bool wide = is_double(a.params, a.target);
+  if (a.edges == VARIATE_COMPAT_EDGES) {
+    return wide ? mixture_nll_backward<true, double>(a) : mixture_nll_backward<true, float>(a);
+  }
+  wide ? mixture_nll_backward<false, double>(a) : mixture_nll_backward<false, float>(a);
+}
+
+}  // namespace variate::cpu::VARIATE_ISA
