@@ -26,7 +26,8 @@ endif()
 # At -O1 the sanitizers see the same code and compile in a third of the time; no -O changes a result.
 set(VARIATE_SANITIZE_FLAGS -fsanitize=${VARIATE_SANITIZE} -fno-sanitize-recover=all -O1 -g1)
 
-set(VARIATE_FAMILIES random reparam elbo)
+set(VARIATE_FAMILIES random reparam elbo bound)
+set(VARIATE_CUDA_FAMILIES random reparam elbo)
 
 # The CPU kernels for one instruction set: an object library of its own.
 function(variate_cpu_kernels isa)
@@ -77,7 +78,7 @@ if(CMAKE_SYSTEM_PROCESSOR MATCHES "^(x86_64|AMD64)$")
 endif()
 
 if(VARIATE_WITH_CUDA)
-  foreach(family ${VARIATE_FAMILIES})
+  foreach(family ${VARIATE_CUDA_FAMILIES})
     target_sources(variate PRIVATE csrc/cuda/${family}.cu)
   endforeach()
   target_compile_definitions(variate PRIVATE VARIATE_WITH_CUDA)

@@ -1,5 +1,6 @@
 """The Triton kernels: one function per op, with the schema of `variate::<op>`. They import triton."""
 
+from .bound import importance_weighted_bound
 from .elbo import bernoulli_nll, bernoulli_nll_backward
 from .random import bernoulli, bits, categorical, exponential, fold_in, gumbel, normal, randint, uniform
 from .reparam import normal_rsample, normal_rsample_kl, normal_rsample_kl_backward
@@ -13,6 +14,7 @@ __all__ = [
     "exponential",
     "fold_in",
     "gumbel",
+    "importance_weighted_bound",
     "normal",
     "normal_rsample",
     "normal_rsample_kl",

@@ -452,6 +452,56 @@ def test_empty_inputs(interpreted, size):
     assert interpreted.bernoulli_nll_backward(kl, x, x, True)[1].shape == size
 
 
+# Bounds of several samples.
+
+
+def expected_bound(log_weight):
+    """Bound, weights, effective sample size and learning signals, in float64."""
+    x = log_weight.double()
+    total, samples = torch.logsumexp(x, 0), len(x)
+    weight = torch.exp(x - total)
+    signal = []
+    for k in range(samples):
+        others = torch.cat([x[:k], x[k + 1 :]])
+        signal.append(total - torch.logsumexp(torch.cat([others, others.mean(0, keepdim=True)]), 0))
+    return total - math.log(samples), weight, 1 / weight.square().sum(0), torch.stack(signal)
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize(("samples", "data"), [(2, 3), (50, 37), (1030, 2)])
+def test_importance_weighted_bound(interpreted, dtype, samples, data):
+    log_weight = (8.0 * example((samples, data))[0].double() - 50.0).to(dtype)
+    log_weight[1, 0] = log_weight[:, 0].max()  # a tie
+    actual = interpreted.importance_weighted_bound(log_weight, True)
+    precision = 1e-12 if dtype == torch.float64 else 2e-6
+    # A sum of samples log weights of 50 is rounded before the mean of the others is taken.
+    for name, a, e in zip(("bound", "weight", "size", "signal"), actual, expected_bound(log_weight), strict=True):
+        assert a.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+        assert torch.allclose(a.double(), e, rtol=10 * precision, atol=50 * precision), name
+    strided = log_weight.t().contiguous().t()
+    for leave_one_out in (True, False):
+        again = interpreted.importance_weighted_bound(strided, leave_one_out)
+        assert all(torch.equal(x, y) for x, y in zip(again[:3], actual[:3], strict=True))
+    assert again[3].numel() == 0
+    alone = interpreted.importance_weighted_bound(log_weight[:, 1:2], True)
+    assert all(torch.equal(x, y[..., 1:2]) for x, y in zip(alone, actual, strict=True))
+
+
+def test_importance_weighted_bound_of_zeros_infinities_and_nan(interpreted):
+    pytest.importorskip("variate")
+    inf = math.inf
+    log_weight = torch.tensor(
+        [[-inf, 0.0, -inf, inf, 0.0], [-inf, -inf, 0.0, 1.0, math.nan], [-inf, -inf, 0.0, 2.0, 1.0]]
+    )
+    actual = interpreted.importance_weighted_bound(log_weight, True)
+    expected = torch.ops.variate.importance_weighted_bound(log_weight, True)
+    for a, e in zip(actual, expected, strict=True):
+        assert torch.allclose(a, e, equal_nan=True)
+    single = interpreted.importance_weighted_bound(log_weight[:1], False)
+    assert torch.equal(single[0], log_weight[0])
+    assert interpreted.importance_weighted_bound(torch.zeros(3, 0), False)[1].shape == (3, 0)
+
+
 # Compiled without a GPU.
 
 
@@ -518,6 +568,8 @@ def test_short_rows_integers_and_batched_keys_compile_without_spills(capability)
         lambda: kernels.normal(torch.zeros(64, 32), keys, 0),
         lambda: kernels.bernoulli_nll(torch.zeros(64, 32), torch.zeros(64, 32, dtype=torch.bool)),
         lambda: kernels.categorical(torch.zeros(64, 3, 7), keys, 0),
+        lambda: kernels.importance_weighted_bound(torch.zeros(50, 128), True),
+        lambda: kernels.importance_weighted_bound(torch.zeros(1, 128), False),
     ]
     for call in calls:
         for kernel in aot.compiled(capability, call):

@@ -25,6 +25,7 @@ struct Kernels {
   void (*discretized_logistic_nll_backward)(const variate_discretized_logistic_nll_backward_args&);
   void (*discretized_logistic_mixture_nll)(const variate_discretized_logistic_mixture_nll_args&);
   void (*discretized_logistic_mixture_nll_backward)(const variate_discretized_logistic_mixture_nll_backward_args&);
+  void (*importance_weighted_bound)(const variate_importance_weighted_bound_args&);
 };
 
 // The kernels of the instruction set in use.
@@ -63,6 +64,7 @@ void discretized_logistic_nll(const variate_discretized_logistic_nll_args&);
 void discretized_logistic_nll_backward(const variate_discretized_logistic_nll_backward_args&);
 void discretized_logistic_mixture_nll(const variate_discretized_logistic_mixture_nll_args&);
 void discretized_logistic_mixture_nll_backward(const variate_discretized_logistic_mixture_nll_backward_args&);
+void importance_weighted_bound(const variate_importance_weighted_bound_args&);
 
 }  // namespace VARIATE_ISA
 #endif

@@ -38,6 +38,7 @@ SCHEMAS = {
     "bernoulli_nll_backward": (
         "(Tensor grad_nll, Tensor logits, Tensor target, bool target_needs_grad) -> (Tensor, Tensor)"
     ),
+    "importance_weighted_bound": "(Tensor log_weight, bool leave_one_out) -> (Tensor, Tensor, Tensor, Tensor)",
 }
 
 _library = torch.library.Library("variate", "FRAGMENT")

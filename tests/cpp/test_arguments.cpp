@@ -154,6 +154,33 @@ void test_reductions() {
   CHECK_REFUSED(variate_bernoulli_nll, nll, "target");
 }
 
+void test_bound() {
+  const std::vector<float> input(64);
+  const std::vector<std::int64_t> integers(64);
+  auto bound = make<variate_importance_weighted_bound_args>(4, 16);
+  bound.log_weight = view(input, 16);
+  bound.bound = bound.effective_sample_size = view(out, 1);
+  CHECK_REFUSED(variate_importance_weighted_bound, bound, "weight is missing");
+  bound.weight = view(integers, 16);
+  CHECK_REFUSED(variate_importance_weighted_bound, bound, "weight");
+  bound.weight = view(out, 16);
+  bound.log_weight = view(integers, 16);
+  CHECK_REFUSED(variate_importance_weighted_bound, bound, "log_weight");
+  bound.log_weight = view(input, 16);
+  for (std::int64_t rows : {int64_min, std::int64_t{-1}, std::int64_t{0}}) {
+    bound.rows = rows;
+    CHECK_REFUSED(variate_importance_weighted_bound, bound, "rows must be at least 1");
+  }
+  bound.rows = 1;
+  bound.learning_signal = view(out, 16);
+  CHECK_REFUSED(variate_importance_weighted_bound, bound, "rows must be at least 2");
+  bound.rows = 4;
+  bound.execution.device = VARIATE_CUDA;
+  CHECK(variate_importance_weighted_bound(&bound) == VARIATE_UNSUPPORTED && untouched());
+  bound.cols = 0;
+  CHECK_OK(variate_importance_weighted_bound(&bound));
+}
+
 // Rows of more than one tile are summed in parts, for which the caller lends memory.
 void test_workspace() {
   const std::vector<float> input(2 * 3000);
@@ -241,6 +268,7 @@ int main() {
   test_draws();
   test_other_noise_calls();
   test_reductions();
+  test_bound();
   test_workspace();
   test_device();
   test_empty();

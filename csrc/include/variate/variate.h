@@ -2,6 +2,7 @@
 #ifndef VARIATE_VARIATE_H
 #define VARIATE_VARIATE_H
 
+#include "bound.h"
 #include "core.h"
 #include "elbo.h"
 #include "logistic.h"

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from . import elbo, random, reparam
+from . import bound, elbo, random, reparam
 from ._backend import backends, register_triton, use_backend
 from ._checks import set_debug
+from .bound import ImportanceBound, importance_weighted_bound
 from .elbo import bernoulli_nll
 from .reparam import normal_rsample, normal_rsample_kl
 
 register_triton()
 
 __all__ = [
+    "ImportanceBound",
     "backends",
     "bernoulli_nll",
+    "bound",
     "elbo",
+    "importance_weighted_bound",
     "normal_rsample",
     "normal_rsample_kl",
     "random",
