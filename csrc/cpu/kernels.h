@@ -25,6 +25,7 @@ struct Kernels {
   void (*discretized_logistic_nll_backward)(const variate_discretized_logistic_nll_backward_args&);
   void (*discretized_logistic_mixture_nll)(const variate_discretized_logistic_mixture_nll_args&);
   void (*discretized_logistic_mixture_nll_backward)(const variate_discretized_logistic_mixture_nll_backward_args&);
+  void (*discretized_logistic_mixture_sample)(const variate_discretized_logistic_mixture_sample_args&);
   void (*importance_weighted_bound)(const variate_importance_weighted_bound_args&);
 };
 
@@ -64,6 +65,7 @@ void discretized_logistic_nll(const variate_discretized_logistic_nll_args&);
 void discretized_logistic_nll_backward(const variate_discretized_logistic_nll_backward_args&);
 void discretized_logistic_mixture_nll(const variate_discretized_logistic_mixture_nll_args&);
 void discretized_logistic_mixture_nll_backward(const variate_discretized_logistic_mixture_nll_backward_args&);
+void discretized_logistic_mixture_sample(const variate_discretized_logistic_mixture_sample_args&);
 void importance_weighted_bound(const variate_importance_weighted_bound_args&);
 
 }  // namespace VARIATE_ISA

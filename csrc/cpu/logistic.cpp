@@ -2,6 +2,7 @@
 
 #include "image.h"
 #include "kernels.h"
+#include "noise.h"
 #include "tile.h"
 
 namespace variate::cpu::VARIATE_ISA {
@@ -270,7 +271,9 @@ void mixture_block(const MixtureArgs& a, const Target<T>& target, const Block& b
     add_exp(in.params[m], prior, count);
   }
   for (int64_t i = 0; i < count; ++i) {
-    nll[i] = (prior.most.data[i] - posterior.most.data[i]) + math::log(prior.sum.data[i] / posterior.sum.data[i]);
+    const T ratio = prior.sum.data[i] / posterior.sum.data[i];
+    const T log_ratio = ratio == ratio ? math::log(ratio) : ratio;
+    nll[i] = (prior.most.data[i] - posterior.most.data[i]) + log_ratio;
   }
 }
 
@@ -377,6 +380,86 @@ void mixture_nll_backward(const MixtureBackwardArgs& a) {
   });
 }
 
+// Sampling.
+
+using SampleArgs = variate_discretized_logistic_mixture_sample_args;
+
+// Elements [first, first + count) of one sample's noise; first is a multiple of 4.
+Tile strip(int64_t row, int64_t first, int64_t count) {
+  const int64_t pitch = (count + 3) / 4 * 4;
+  return {row, 1, first, count, pitch, (pitch + lane_multiple - 1) / lane_multiple * lane_multiple};
+}
+
+// The component of each pixel. `logits` is that of the block's first pixel; the first of equals wins, and the first NaN
+// over everything.
+template <class T, class Element>
+void choose_components(const SampleArgs& a, const Block& block, const Element* logits, int* chosen) {
+  T best[block_pixels];
+  const int64_t elements = block.pixels * a.mixtures;
+  int64_t pixel = 0;
+  int m = 0;
+  for (int64_t first = 0; first < elements; first += tile_elements) {
+    const int64_t length = elements - first < tile_elements ? elements - first : tile_elements;
+    const Tile t = strip(block.batch, block.pixel * a.mixtures + first, length);
+    WordBuffer word_buffer;
+    Buffer<float> noise;
+    const uint32_t* __restrict words = tile_words(a.noise, t, word_buffer);
+    for (int64_t i = 0; i < t.count; ++i) noise.data[i] = math::gumbel(words[i]);
+    for (int64_t i = 0; i < length; ++i) {
+      const T logit = widen(logits[pixel * a.params.pixel_stride + m * a.params.channel_stride]);
+      const T score = logit + static_cast<T>(noise.data[i]);
+      if (m == 0 || score > best[pixel] || (score != score && best[pixel] == best[pixel])) {
+        best[pixel] = score;
+        chosen[pixel] = m;
+      }
+      if (++m == a.mixtures) {
+        m = 0;
+        ++pixel;
+      }
+    }
+  }
+}
+
+template <class T, class Element>
+void sample_block(const SampleArgs& a, const Block& block, const Element* params) {
+  const math::MixtureParameters at{a.channels, a.mixtures};
+  int chosen[block_pixels];
+  choose_components<T>(a, block, params, chosen);
+  WordBuffer word_buffer;
+  Buffer<float> noise;
+  const Tile t = strip(block.batch, block.pixel * a.channels, block.pixels * a.channels);
+  const uint32_t* __restrict words = tile_words(a.noise, t, word_buffer, 1);
+  for (int64_t i = 0; i < t.count; ++i) noise.data[i] = math::logistic(words[i]);
+  const T steps = T((1 << a.bits) - 1);
+  auto* sample = static_cast<uint8_t*>(a.sample.data) + block_start(a.sample, block);
+  for (int64_t p = 0; p < block.pixels; ++p) {
+    const int m = chosen[p];
+    const auto parameter = [&](int channel) -> T {
+      return widen(params[p * a.params.pixel_stride + channel * a.params.channel_stride]);
+    };
+    const auto coefficient = [&](int colour) { return math::tanh(parameter(math::coefficient_of(at, colour, m))); };
+    T x[colours] = {};
+    for (int c = 0; c < a.channels; ++c) {
+      T mean = parameter(math::mean_of(at, c, m));
+      if (c == 1) mean = math::fma(coefficient(0), x[0], mean);
+      if (c == 2) mean = math::fma(coefficient(2), x[1], math::fma(coefficient(1), x[0], mean));
+      const T draw = static_cast<T>(noise.data[p * a.channels + c]);
+      const T level = math::logistic_level(draw, mean, parameter(math::log_scale_of(at, c, m)), steps);
+      x[c] = math::bin_middle(level, a.bits);
+      sample[p * a.sample.pixel_stride + c * a.sample.channel_stride] = narrow<uint8_t>(level);
+    }
+  }
+}
+
+template <class T>
+void sample_mixture(const SampleArgs& a) {
+  for_blocks(Blocks(a.batch, a.pixels), a.execution.threads, [&](const Block& block, int) {
+    with_type(a.params.dtype, [&](auto* type) {
+      sample_block<T>(a, block, static_cast<decltype(type)>(a.params.data) + block_start(a.params, block));
+    });
+  });
+}
+
 bool is_double(const variate_tensor& mean, const variate_tensor& log_scale, const variate_tensor& target) {
   return mean.dtype == VARIATE_FLOAT64 || log_scale.dtype == VARIATE_FLOAT64 || target.dtype == VARIATE_FLOAT64;
 }
@@ -411,6 +494,10 @@ void discretized_logistic_mixture_nll_backward(const MixtureBackwardArgs& a) {
     return wide ? mixture_nll_backward<true, double>(a) : mixture_nll_backward<true, float>(a);
   }
   wide ? mixture_nll_backward<false, double>(a) : mixture_nll_backward<false, float>(a);
+}
+
+void discretized_logistic_mixture_sample(const SampleArgs& a) {
+  a.params.dtype == VARIATE_FLOAT64 ? sample_mixture<double>(a) : sample_mixture<float>(a);
 }
 
 }  // namespace variate::cpu::VARIATE_ISA

@@ -21,6 +21,7 @@ const Kernels table = {bits,
                        discretized_logistic_nll_backward,
                        discretized_logistic_mixture_nll,
                        discretized_logistic_mixture_nll_backward,
+                       discretized_logistic_mixture_sample,
                        importance_weighted_bound};
 
 }  // namespace variate::cpu::VARIATE_ISA

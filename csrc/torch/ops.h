@@ -95,6 +95,19 @@ inline variate_tensor column(const OptionalTensor& tensor) {
   return tensor ? column(*tensor) : variate_tensor{nullptr, VARIATE_FLOAT32, 0, 0};
 }
 
+// A new tensor on the device of `like`.
+inline Tensor new_strided(const int64_t* sizes, const int64_t* strides, std::size_t dims, ScalarType dtype,
+                          const Tensor& like) {
+  int32_t device_type;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device_type));
+  AtenTensorHandle handle;
+  STABLE_TORCH_ERROR_CODE_CHECK(
+      aoti_torch_empty_strided(static_cast<int64_t>(dims), sizes, strides,
+                               torch::stable::detail::to<int32_t>(torch::stable::detail::from(dtype)), device_type,
+                               like.get_device_index(), &handle));
+  return Tensor(handle);
+}
+
 // A new contiguous tensor on the device of `like`.
 template <class Sizes>
 Tensor new_tensor(const Sizes& sizes, ScalarType dtype, const Tensor& like) {
@@ -107,14 +120,7 @@ Tensor new_tensor(const Sizes& sizes, ScalarType dtype, const Tensor& like) {
     strides[d] = step;
     step *= sizes[d] > 1 ? sizes[d] : 1;
   }
-  int32_t device_type;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device_type));
-  AtenTensorHandle handle;
-  STABLE_TORCH_ERROR_CODE_CHECK(
-      aoti_torch_empty_strided(static_cast<int64_t>(sizes.size()), sizes.data(), strides,
-                               torch::stable::detail::to<int32_t>(torch::stable::detail::from(dtype)), device_type,
-                               like.get_device_index(), &handle));
-  return Tensor(handle);
+  return new_strided(sizes.data(), strides, sizes.size(), dtype, like);
 }
 
 inline Tensor new_like(const Tensor& like) { return new_tensor(like.sizes(), like.scalar_type(), like); }

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from . import bound, elbo, random, reparam
+from . import bound, elbo, logistic, random, reparam
 from ._backend import backends, register_triton, use_backend
 from ._checks import set_debug
 from .bound import ImportanceBound, importance_weighted_bound
 from .elbo import bernoulli_nll
+from .logistic import (
+    discretized_logistic_mixture_nll,
+    discretized_logistic_mixture_sample,
+    discretized_logistic_nll,
+)
 from .reparam import normal_rsample, normal_rsample_kl
 
 register_triton()
@@ -16,8 +21,12 @@ __all__ = [
     "backends",
     "bernoulli_nll",
     "bound",
+    "discretized_logistic_mixture_nll",
+    "discretized_logistic_mixture_sample",
+    "discretized_logistic_nll",
     "elbo",
     "importance_weighted_bound",
+    "logistic",
     "normal_rsample",
     "normal_rsample_kl",
     "random",

@@ -16,9 +16,9 @@ _debug = False
 
 
 def set_debug(enabled: bool) -> None:
-    """Turns value checks on or off: that targets and probabilities lie in [0, 1]. Off by default, as each check
-    reads the tensor and makes the host wait for a GPU. Under torch.compile and torch.func, which have no values to
-    read, they pass."""
+    """Turns value checks on or off: that targets and probabilities lie in [0, 1], and that levels on a GPU are among
+    the 2^bits there are. Off by default, as each check reads the tensor and makes the host wait for a GPU. Under
+    torch.compile and torch.func, which have no values to read, they pass."""
     global _debug
     _debug = bool(enabled)
 
@@ -110,6 +110,30 @@ def unit_interval(name: str, value: Tensor) -> None:
         return
     if bool(((value < 0) | (value > 1)).any()):
         raise ValueError(f"{name}: expected values in [0, 1], got {value.min().item()} to {value.max().item()}")
+
+
+def levels(name: str, value: Tensor, bits: int) -> None:
+    """All of `value` is one of the 2^bits levels, or their values in [-1, 1]; NaN passes. A tensor that could hold
+    others is looked at: on the CPU always, elsewhere under set_debug(True)."""
+    if value.dtype == torch.uint8 and bits == 8:
+        return
+    if not (_debug or value.is_cpu) or value.numel() == 0:
+        return
+    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+        return
+    top = 2**bits - 1
+    if value.dtype == torch.uint8:
+        largest = int(value.max())
+        if largest > top:
+            raise ValueError(f"{name}: expected levels 0 to {top} of {bits} bits, got {largest}")
+        return
+    level = (value.detach().to(torch.promote_types(value.dtype, torch.float32)) + 1) * (top / 2)
+    error = float((level - level.round().clamp_(0, top)).abs_().max())
+    if error > 0.02 + top * torch.finfo(value.dtype).eps:  # room for x in its dtype, made by a few operations
+        raise ValueError(
+            f"{name}: expected the values 2 level / {top} - 1 of {bits} bits, in [-1, 1], got one that is {error:.3g} "
+            "levels from the nearest; uint8 levels need no such scaling"
+        )
 
 
 def first_sample(value: int, rows: int) -> None:

@@ -101,7 +101,7 @@ VARIATE_INLINE BinTails<T> bin_tails(const LogisticBin<T>& v, T reciprocal) {
 template <bool compat, class T>
 VARIATE_INLINE BinProbability<T> bin_probability(const LogisticBin<T>& v, Bins<T> bins, BinTails<T> tails) {
   const T both = (T(1) + v.exp_upper) * (T(1) + v.exp_lower);
-  const T overlap = (v.upper < T(0) ? v.upper : T(0)) - (v.lower > T(0) ? v.lower : T(0));
+  const T overlap = (v.upper > T(0) ? T(0) : v.upper) - (v.lower < T(0) ? T(0) : v.lower);  // a NaN passes through
   const T log_width = bins.log_width - v.log_scale;
   BinProbability<T> p = {v.edge ? overlap : overlap + log_width, v.edge ? T(1) : v.complement,
                          v.edge ? both : both * v.width};
@@ -172,6 +172,18 @@ VARIATE_INLINE T tanh(T x) {
   const T e = exponential(T(-2) * abs(x)).expm1;
   const T magnitude = -e / (e + T(2));
   return x < T(0) ? -magnitude : magnitude;
+}
+
+// The level, of 0 ... steps, that is nearest to mean + exp(max(log_scale, -7)) draw; a NaN stays one.
+template <class T>
+VARIATE_INLINE T logistic_level(T draw, T mean, T log_scale, T steps) {
+  const T scale = exp(log_scale < T(least_log_scale) ? T(least_log_scale) : log_scale);
+  const T half = T(0.5) * steps;
+  T level = fma(fma(scale, draw, mean), half, half);
+  level = level < T(0) ? T(0) : level;
+  level = level > steps ? steps : level;
+  constexpr T magic = T(sizeof(T) == 8 ? 0x1.8p52 : 0x1.8p23);  // adding it leaves no bits below the integer part
+  return (level + magic) - magic;
 }
 
 }  // namespace variate::math

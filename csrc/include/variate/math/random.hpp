@@ -59,6 +59,9 @@ VARIATE_INLINE float exponential_draw(std::uint32_t word) {
 // -log(-log(u)): the standard Gumbel distribution.
 VARIATE_INLINE float gumbel(std::uint32_t word) { return -log(exponential_draw(word)); }
 
+// log(u) - log(1 - u): the standard logistic distribution, precise in both tails.
+VARIATE_INLINE float logistic(std::uint32_t word) { return exponential_draw(~word) - exponential_draw(word); }
+
 // 1 with probability p, as exactly as 32 bits allow: word < ceil(p 2^32), never at p <= 0, always at p >= 1.
 // A NaN gives a NaN.
 template <class T>
