@@ -1,12 +1,23 @@
 """The Triton kernels: one function per op, with the schema of `variate::<op>`. They import triton."""
 
 from .bound import importance_weighted_bound
-from .elbo import bernoulli_nll, bernoulli_nll_backward
+from .elbo import (
+    bernoulli_kl,
+    bernoulli_kl_backward,
+    bernoulli_nll,
+    bernoulli_nll_backward,
+    normal_kl,
+    normal_kl_backward,
+    normal_nll,
+    normal_nll_backward,
+)
 from .random import bernoulli, bits, categorical, exponential, fold_in, gumbel, normal, randint, uniform
 from .reparam import normal_rsample, normal_rsample_kl, normal_rsample_kl_backward
 
 __all__ = [
     "bernoulli",
+    "bernoulli_kl",
+    "bernoulli_kl_backward",
     "bernoulli_nll",
     "bernoulli_nll_backward",
     "bits",
@@ -16,6 +27,10 @@ __all__ = [
     "gumbel",
     "importance_weighted_bound",
     "normal",
+    "normal_kl",
+    "normal_kl_backward",
+    "normal_nll",
+    "normal_nll_backward",
     "normal_rsample",
     "normal_rsample_kl",
     "normal_rsample_kl_backward",

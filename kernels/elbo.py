@@ -1,4 +1,7 @@
-"""The likelihood terms of the evidence lower bound, the twin of variate/math/elbo.hpp."""
+"""The terms of the evidence lower bound, the twin of variate/math/elbo.hpp.
+
+Source: Kingma and Welling, "Auto-encoding variational Bayes", 2014, appendices B and C.
+"""
 
 from __future__ import annotations
 
@@ -7,20 +10,414 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .elementary import sigmoid, softplus_tail
+from .elementary import divide, exp, exponential, hex_float, log, sigmoid, softplus_tail
 from .tiles import (
+    add_terms,
     compute_dtype,
-    launch_row_sums,
+    gradient_view,
+    launch_terms,
     launch_tiles,
-    load_column,
+    load_gradient,
     load_tile,
     rows_and_cols,
-    store_row_sums,
+    scalar,
+    store_terms,
     store_tile,
     tile_mask,
     tile_start,
     view,
 )
+
+LOG_VAR = tl.constexpr(0)  # variate_parametrization
+SCALE = tl.constexpr(2)
+
+
+@triton.jit
+def log_nonnegative(x):
+    """log(x) of x >= 0 that need not be normal: -infinity of 0, infinity of infinity, NaN of what is negative."""
+    if x.dtype == tl.float64:
+        return tl.log(x)
+    else:
+        small = x < hex_float("0x1p-126")
+        normal = log(tl.where(small, x * hex_float("0x1p24"), x)) - tl.where(small, hex_float("0x1.0a2b24p+4"), 0.0)
+        positive = tl.where(x <= hex_float("0x1.fffffep+127"), normal, x)
+        return tl.where(x > 0.0, positive, tl.where(x == 0.0, float("-inf"), float("nan")))
+
+
+@triton.jit
+def load_spread(x, first_row, first_col, mask, DTYPE: tl.constexpr, PARAMETRIZATION: tl.constexpr):
+    """A tile of a spread: the standard normal's without a view. Outside the mask its math is finite."""
+    if x is None:
+        return tl.full(mask.shape, 1.0 if PARAMETRIZATION == SCALE else 0.0, DTYPE)
+    else:
+        return load_tile(x, first_row, first_col, mask, DTYPE)
+
+
+@triton.jit
+def log_variance(spread, PARAMETRIZATION: tl.constexpr):
+    if PARAMETRIZATION == SCALE:
+        return 2.0 * log_nonnegative(spread)
+    else:
+        return spread if PARAMETRIZATION == LOG_VAR else 2.0 * spread
+
+
+@triton.jit
+def inverse_sigma(spread, PARAMETRIZATION: tl.constexpr):
+    if PARAMETRIZATION == SCALE:
+        return divide(tl.full(spread.shape, 1.0, spread.dtype), spread)
+    else:
+        return exp(-0.5 * spread if PARAMETRIZATION == LOG_VAR else -spread)
+
+
+@triton.jit
+def log_variance_slope(spread, PARAMETRIZATION: tl.constexpr):
+    """d log sigma^2 / d spread"""
+    if PARAMETRIZATION == SCALE:
+        return divide(tl.full(spread.shape, 2.0, spread.dtype), spread)
+    else:
+        return 1.0 if PARAMETRIZATION == LOG_VAR else 2.0
+
+
+@triton.jit
+def variance_ratio(spread, prior_spread, PARAMETRIZATION: tl.constexpr):
+    """Of r = sigma^2 / prior sigma^2: r - 1 without cancellation near r = 1, and log r."""
+    if PARAMETRIZATION == SCALE:
+        root = divide(spread, prior_spread)
+        return (root - 1.0) * (root + 1.0), 2.0 * log_nonnegative(root)
+    else:
+        log_root = 0.5 * (spread - prior_spread) if PARAMETRIZATION == LOG_VAR else spread - prior_spread
+        root, root_minus_1 = exponential(log_root)
+        return root_minus_1 * (root + 1.0), 2.0 * log_root
+
+
+@triton.jit
+def scaled(x, factor):
+    """x factor, and 0 where x is, whatever the factor."""
+    return tl.where(x == 0.0, 0.0, x * factor)
+
+
+@triton.jit
+def standard_normal_kl_term(mean, log_var, variance_minus_1):
+    """KL(N(mean, e^log_var) || N(0, 1)) = (mean^2 + (sigma^2 - 1) - log_var) / 2."""
+    return 0.5 * tl.fma(mean, mean, variance_minus_1 - log_var)
+
+
+@triton.jit
+def normal_kl_term(mean, spread, prior_mean, prior_spread, PARAMETRIZATION: tl.constexpr = LOG_VAR):
+    """KL(N(mean, sigma^2) || N(prior_mean, prior sigma^2)) = (distance + ratio_minus_1 - log ratio) / 2.
+
+    d kl / d mean = scaled difference = -d kl / d prior_mean, d kl / d log sigma^2 = ratio_minus_1 / 2,
+    d kl / d log prior sigma^2 = -(ratio_minus_1 + distance) / 2.
+    """
+    root_precision = inverse_sigma(prior_spread, PARAMETRIZATION)
+    distance = scaled(mean - prior_mean, root_precision)
+    ratio_minus_1, log_ratio = variance_ratio(spread, prior_spread, PARAMETRIZATION)
+    kl = 0.5 * tl.fma(distance, distance, ratio_minus_1 - log_ratio)
+    return kl, scaled(distance, root_precision), ratio_minus_1, distance * distance
+
+
+@triton.jit
+def least_kl(free_bits, DTYPE: tl.constexpr):
+    """Free bits, a number or a pointer to one, as the bound that holds kl up, if they are positive.
+
+    kl < bound: held, and no gradient passes. A NaN is never held.
+    """
+    free_bits = tl.core.to_tensor(free_bits)  # the interpreter leaves numbers as they are
+    if free_bits.dtype.is_ptr():
+        free_bits = tl.load(free_bits)
+    free_bits = free_bits.to(DTYPE)
+    return tl.where(free_bits > 0.0, free_bits, float("-inf"))
+
+
+def new_result(elementwise: bool, *tensors: Tensor | None) -> Tensor:
+    """A new tensor for the terms of a call, or for their sums by row: 0 where there are no terms."""
+    like = tensors[0]
+    assert like is not None
+    dtype = compute_dtype(*tensors)[0]
+    if not elementwise:
+        new = torch.zeros if like.numel() == 0 else torch.empty
+        return new(rows_and_cols(like.shape)[0], dtype=dtype, device=like.device)
+    floating = {tensor.dtype for tensor in tensors if tensor is not None and tensor.dtype.is_floating_point}
+    return torch.empty(like.shape, dtype=floating.pop() if len(floating) == 1 else dtype, device=like.device)
+
+
+def new_gradients(wanted: int, *tensors: Tensor | None) -> list[Tensor | None]:
+    """A new tensor for the gradient of each of `tensors` whose bit is set."""
+    return [
+        torch.empty(tensor.shape, dtype=tensor.dtype, device=tensor.device)
+        if tensor is not None and wanted >> index & 1
+        else None
+        for index, tensor in enumerate(tensors)
+    ]
+
+
+def given(gradients: list[Tensor | None], like: Tensor) -> tuple[Tensor, ...]:
+    """Gradients as an op returns them: empty where they are not wanted."""
+    return tuple(like.new_empty(0) if gradient is None else gradient for gradient in gradients)
+
+
+@triton.jit
+def _normal_kl_kernel(mean, spread, prior_mean, prior_spread, free_bits, kl, rows, cols, ROWS: tl.constexpr,
+                      COLS: tl.constexpr, STEPS: tl.constexpr, ELEMENTWISE: tl.constexpr,
+                      PARAMETRIZATION: tl.constexpr, DTYPE: tl.constexpr):  # fmt: skip
+    """kl = max(KL(N(mean, sigma^2) || N(prior_mean, prior sigma^2)), free_bits)."""
+    first_row, first_col = tile_start(cols, ROWS, COLS * STEPS)
+    total = tl.zeros([ROWS, COLS], DTYPE)
+    for step in range(STEPS):
+        col = first_col + step * COLS
+        mask = tile_mask(first_row, col, rows, cols, ROWS, COLS)
+        m = load_tile(mean, first_row, col, mask, DTYPE)
+        s = load_spread(spread, first_row, col, mask, DTYPE, PARAMETRIZATION)
+        if prior_mean is None and prior_spread is None:
+            unit = load_spread(None, first_row, col, mask, DTYPE, PARAMETRIZATION)
+            ratio_minus_1, log_ratio = variance_ratio(s, unit, PARAMETRIZATION)
+            term = standard_normal_kl_term(m, log_ratio, ratio_minus_1)
+        else:
+            pm = load_tile(prior_mean, first_row, col, mask, DTYPE)
+            ps = load_spread(prior_spread, first_row, col, mask, DTYPE, PARAMETRIZATION)
+            term = normal_kl_term(m, s, pm, ps, PARAMETRIZATION)[0]
+        if free_bits is not None:
+            least = least_kl(free_bits, DTYPE)
+            term = tl.where(term < least, least, term)
+        total = add_terms(kl, total, term, cols, first_row, col, mask, ELEMENTWISE)
+    store_terms(kl, total, first_row, first_col, rows, cols, STEPS, ELEMENTWISE)
+
+
+def normal_kl(
+    mean: Tensor,
+    spread: Tensor,
+    prior_mean: Tensor | None,
+    prior_spread: Tensor | None,
+    free_bits: Tensor | float | None,
+    elementwise: bool = False,
+    parametrization: int = 0,
+) -> Tensor:
+    """variate::normal_kl"""
+    rows, cols = rows_and_cols(mean.shape)
+    dtype, compute = compute_dtype(mean, spread, prior_mean, prior_spread)
+    kl = new_result(elementwise, mean, spread, prior_mean, prior_spread)
+    if mean.numel() > 0:
+        launch_terms(
+            _normal_kl_kernel, rows, cols, view(mean, rows), view(spread, rows), view(prior_mean, rows),
+            view(prior_spread, rows), scalar(free_bits, dtype, mean.device), out=kl, elementwise=elementwise,
+            PARAMETRIZATION=parametrization, DTYPE=compute,
+        )  # fmt: skip
+    return kl
+
+
+@triton.jit
+def _normal_kl_backward_kernel(grad_kl, mean, spread, prior_mean, prior_spread, free_bits, grad_mean, grad_spread,
+                               grad_prior_mean, grad_prior_spread, rows, cols, ROWS: tl.constexpr,
+                               COLS: tl.constexpr, PARAMETRIZATION: tl.constexpr, DTYPE: tl.constexpr):  # fmt: skip
+    """grad_mean = g scaled difference = -grad_prior_mean; by log sigma^2 the others are g ratio_minus_1 / 2 and
+    -g (ratio_minus_1 + distance) / 2. g = grad_kl, and 0 where free bits hold kl up."""
+    first_row, first_col = tile_start(cols, ROWS, COLS)
+    mask = tile_mask(first_row, first_col, rows, cols, ROWS, COLS)
+    g = load_gradient(grad_kl, first_row, first_col, rows, mask, DTYPE)
+    m = load_tile(mean, first_row, first_col, mask, DTYPE)
+    s = load_spread(spread, first_row, first_col, mask, DTYPE, PARAMETRIZATION)
+    ps = load_spread(prior_spread, first_row, first_col, mask, DTYPE, PARAMETRIZATION)
+    if prior_mean is None and prior_spread is None:
+        ratio_minus_1, log_ratio = variance_ratio(s, ps, PARAMETRIZATION)
+        kl = standard_normal_kl_term(m, log_ratio, ratio_minus_1)
+        difference = m
+        distance = m * m
+    else:
+        pm = load_tile(prior_mean, first_row, first_col, mask, DTYPE)
+        kl, difference, ratio_minus_1, distance = normal_kl_term(m, s, pm, ps, PARAMETRIZATION)
+    if free_bits is not None:
+        g = tl.where(kl < least_kl(free_bits, DTYPE), 0.0, g)
+    if grad_mean is not None:
+        store_tile(grad_mean, cols, first_row, first_col, mask, g * difference)
+    if grad_prior_mean is not None:
+        store_tile(grad_prior_mean, cols, first_row, first_col, mask, -g * difference)
+    if grad_spread is not None:
+        d_spread = 0.5 * g * ratio_minus_1 * log_variance_slope(s, PARAMETRIZATION)
+        store_tile(grad_spread, cols, first_row, first_col, mask, d_spread)
+    if grad_prior_spread is not None:
+        d_prior = -0.5 * g * (ratio_minus_1 + distance) * log_variance_slope(ps, PARAMETRIZATION)
+        store_tile(grad_prior_spread, cols, first_row, first_col, mask, d_prior)
+
+
+def normal_kl_backward(
+    grad_kl: Tensor,
+    mean: Tensor,
+    spread: Tensor,
+    prior_mean: Tensor | None,
+    prior_spread: Tensor | None,
+    free_bits: Tensor | float | None,
+    wanted: int,
+    parametrization: int = 0,
+) -> tuple[Tensor, ...]:
+    """variate::normal_kl_backward"""
+    rows, cols = rows_and_cols(mean.shape)
+    dtype, compute = compute_dtype(mean, spread, prior_mean, prior_spread)
+    gradients = new_gradients(wanted, mean, spread, prior_mean, prior_spread)
+    if mean.numel() > 0:
+        launch_tiles(
+            _normal_kl_backward_kernel, rows, cols, gradient_view(grad_kl, mean.shape), view(mean, rows),
+            view(spread, rows), view(prior_mean, rows), view(prior_spread, rows),
+            scalar(free_bits, dtype, mean.device), *gradients, device=mean.device,
+            PARAMETRIZATION=parametrization, DTYPE=compute,
+        )  # fmt: skip
+    return given(gradients, mean)
+
+
+@triton.jit
+def normal_nll_term(mean, spread, target, PARAMETRIZATION: tl.constexpr):
+    """-log N(target | mean, sigma^2) = (log 2 pi + log sigma^2 + distance) / 2; d nll / d target, the scaled
+    difference; and d nll / d log sigma^2 = (1 - distance) / 2."""
+    root_precision = inverse_sigma(spread, PARAMETRIZATION)
+    distance = scaled(target - mean, root_precision)
+    constant = log_variance(spread, PARAMETRIZATION) + hex_float("0x1.d67f1c864beb5p+0")
+    nll = 0.5 * tl.fma(distance, distance, constant)
+    return nll, scaled(distance, root_precision), 0.5 * tl.fma(-distance, distance, 1.0)
+
+
+@triton.jit
+def _normal_nll_kernel(mean, spread, target, nll, rows, cols, ROWS: tl.constexpr, COLS: tl.constexpr,
+                       STEPS: tl.constexpr, ELEMENTWISE: tl.constexpr, PARAMETRIZATION: tl.constexpr,
+                       DTYPE: tl.constexpr):  # fmt: skip
+    """nll = -log N(target | mean, sigma^2)."""
+    first_row, first_col = tile_start(cols, ROWS, COLS * STEPS)
+    total = tl.zeros([ROWS, COLS], DTYPE)
+    for step in range(STEPS):
+        col = first_col + step * COLS
+        mask = tile_mask(first_row, col, rows, cols, ROWS, COLS)
+        m = load_tile(mean, first_row, col, mask, DTYPE)
+        s = load_tile(spread, first_row, col, mask, DTYPE)
+        x = load_tile(target, first_row, col, mask, DTYPE)
+        term = normal_nll_term(m, s, x, PARAMETRIZATION)[0]
+        total = add_terms(nll, total, term, cols, first_row, col, mask, ELEMENTWISE)
+    store_terms(nll, total, first_row, first_col, rows, cols, STEPS, ELEMENTWISE)
+
+
+def normal_nll(
+    mean: Tensor, spread: Tensor, target: Tensor, elementwise: bool = False, parametrization: int = 0
+) -> Tensor:
+    """variate::normal_nll"""
+    rows, cols = rows_and_cols(mean.shape)
+    nll = new_result(elementwise, mean, spread, target)
+    if mean.numel() > 0:
+        launch_terms(
+            _normal_nll_kernel, rows, cols, view(mean, rows), view(spread, rows), view(target, rows), out=nll,
+            elementwise=elementwise, PARAMETRIZATION=parametrization,
+            DTYPE=compute_dtype(mean, spread, target)[1],
+        )  # fmt: skip
+    return nll
+
+
+@triton.jit
+def _normal_nll_backward_kernel(grad_nll, mean, spread, target, grad_mean, grad_spread, grad_target, rows, cols,
+                                ROWS: tl.constexpr, COLS: tl.constexpr, PARAMETRIZATION: tl.constexpr,
+                                DTYPE: tl.constexpr):  # fmt: skip
+    """grad_target = grad_nll scaled difference = -grad_mean, grad_spread = grad_nll slope d log sigma^2 / d spread."""
+    first_row, first_col = tile_start(cols, ROWS, COLS)
+    mask = tile_mask(first_row, first_col, rows, cols, ROWS, COLS)
+    g = load_gradient(grad_nll, first_row, first_col, rows, mask, DTYPE)
+    m = load_tile(mean, first_row, first_col, mask, DTYPE)
+    s = load_tile(spread, first_row, first_col, mask, DTYPE)
+    x = load_tile(target, first_row, first_col, mask, DTYPE)
+    difference, slope = normal_nll_term(m, s, x, PARAMETRIZATION)[1:]
+    if grad_mean is not None:
+        store_tile(grad_mean, cols, first_row, first_col, mask, -g * difference)
+    if grad_target is not None:
+        store_tile(grad_target, cols, first_row, first_col, mask, g * difference)
+    if grad_spread is not None:
+        d_spread = g * slope * log_variance_slope(s, PARAMETRIZATION)
+        store_tile(grad_spread, cols, first_row, first_col, mask, d_spread)
+
+
+def normal_nll_backward(
+    grad_nll: Tensor, mean: Tensor, spread: Tensor, target: Tensor, wanted: int, parametrization: int = 0
+) -> tuple[Tensor, ...]:
+    """variate::normal_nll_backward"""
+    rows, cols = rows_and_cols(mean.shape)
+    gradients = new_gradients(wanted, mean, spread, target)
+    if mean.numel() > 0:
+        launch_tiles(
+            _normal_nll_backward_kernel, rows, cols, gradient_view(grad_nll, mean.shape), view(mean, rows),
+            view(spread, rows), view(target, rows), *gradients, device=mean.device,
+            PARAMETRIZATION=parametrization, DTYPE=compute_dtype(mean, spread, target)[1],
+        )  # fmt: skip
+    return given(gradients, mean)
+
+
+@triton.jit
+def bernoulli_kl_term(logit, prior_logit):
+    """KL(Bernoulli(sigmoid(logit)) || Bernoulli(sigmoid(prior_logit))), and its gradients by either logit.
+
+    With a = |logit| and b = prior_logit turned by the sign of logit it is
+    tail(b) - tail(a) + (1 - q) max(-b, 0) + q (max(b, 0) - a), q = 1 / (1 + e^a): see variate/math/elbo.hpp.
+    """
+    turn = logit < 0.0
+    a = tl.abs(logit)
+    b = tl.where(turn, -prior_logit, prior_logit)
+    odds = exp(-a)
+    p = divide(tl.full(a.shape, 1.0, a.dtype), 1.0 + odds)
+    q = odds * p
+    common = p * tl.where(b < 0.0, -b, 0.0)
+    rare = scaled(q, tl.where(b > 0.0, b, 0.0) - a)
+    grad_b = q - sigmoid(-b)
+    grad_a = scaled(p * q, a - b)
+    kl = (softplus_tail(b) - softplus_tail(a)) + (common + rare)
+    return kl, tl.where(turn, -grad_a, grad_a), tl.where(turn, -grad_b, grad_b)
+
+
+@triton.jit
+def _bernoulli_kl_kernel(logits, prior_logits, kl, rows, cols, ROWS: tl.constexpr, COLS: tl.constexpr,
+                         STEPS: tl.constexpr, ELEMENTWISE: tl.constexpr, DTYPE: tl.constexpr):  # fmt: skip
+    """kl = KL(Bernoulli(sigmoid(logits)) || Bernoulli(sigmoid(prior_logits)))."""
+    first_row, first_col = tile_start(cols, ROWS, COLS * STEPS)
+    total = tl.zeros([ROWS, COLS], DTYPE)
+    for step in range(STEPS):
+        col = first_col + step * COLS
+        mask = tile_mask(first_row, col, rows, cols, ROWS, COLS)
+        logit = load_tile(logits, first_row, col, mask, DTYPE)
+        prior = load_tile(prior_logits, first_row, col, mask, DTYPE)
+        total = add_terms(kl, total, bernoulli_kl_term(logit, prior)[0], cols, first_row, col, mask, ELEMENTWISE)
+    store_terms(kl, total, first_row, first_col, rows, cols, STEPS, ELEMENTWISE)
+
+
+def bernoulli_kl(logits: Tensor, prior_logits: Tensor, elementwise: bool = False) -> Tensor:
+    """variate::bernoulli_kl"""
+    rows, cols = rows_and_cols(logits.shape)
+    kl = new_result(elementwise, logits, prior_logits)
+    if logits.numel() > 0:
+        launch_terms(
+            _bernoulli_kl_kernel, rows, cols, view(logits, rows), view(prior_logits, rows), out=kl,
+            elementwise=elementwise, DTYPE=compute_dtype(logits, prior_logits)[1],
+        )  # fmt: skip
+    return kl
+
+
+@triton.jit
+def _bernoulli_kl_backward_kernel(grad_kl, logits, prior_logits, grad_logits, grad_prior_logits, rows, cols,
+                                  ROWS: tl.constexpr, COLS: tl.constexpr, DTYPE: tl.constexpr):  # fmt: skip
+    """grad_logits = grad_kl p (1 - p) (logits - prior_logits), grad_prior_logits = grad_kl (prior p - p)."""
+    first_row, first_col = tile_start(cols, ROWS, COLS)
+    mask = tile_mask(first_row, first_col, rows, cols, ROWS, COLS)
+    g = load_gradient(grad_kl, first_row, first_col, rows, mask, DTYPE)
+    logit = load_tile(logits, first_row, first_col, mask, DTYPE)
+    prior = load_tile(prior_logits, first_row, first_col, mask, DTYPE)
+    d_logit, d_prior = bernoulli_kl_term(logit, prior)[1:]
+    if grad_logits is not None:
+        store_tile(grad_logits, cols, first_row, first_col, mask, g * d_logit)
+    if grad_prior_logits is not None:
+        store_tile(grad_prior_logits, cols, first_row, first_col, mask, g * d_prior)
+
+
+def bernoulli_kl_backward(grad_kl: Tensor, logits: Tensor, prior_logits: Tensor, wanted: int) -> tuple[Tensor, ...]:
+    """variate::bernoulli_kl_backward"""
+    rows, cols = rows_and_cols(logits.shape)
+    gradients = new_gradients(wanted, logits, prior_logits)
+    if logits.numel() > 0:
+        launch_tiles(
+            _bernoulli_kl_backward_kernel, rows, cols, gradient_view(grad_kl, logits.shape), view(logits, rows),
+            view(prior_logits, rows), *gradients, device=logits.device,
+            DTYPE=compute_dtype(logits, prior_logits)[1],
+        )  # fmt: skip
+    return given(gradients, logits)
 
 
 @triton.jit
@@ -35,8 +432,8 @@ def bernoulli_nll_term(logit, target):
 
 @triton.jit
 def _bernoulli_nll_kernel(logits, target, nll, rows, cols, ROWS: tl.constexpr, COLS: tl.constexpr,
-                          STEPS: tl.constexpr, DTYPE: tl.constexpr):  # fmt: skip
-    """nll[r, chunk] = a sum of -log Bernoulli(target | sigmoid(logits))."""
+                          STEPS: tl.constexpr, ELEMENTWISE: tl.constexpr, DTYPE: tl.constexpr):  # fmt: skip
+    """nll = -log Bernoulli(target | sigmoid(logits))."""
     first_row, first_col = tile_start(cols, ROWS, COLS * STEPS)
     total = tl.zeros([ROWS, COLS], DTYPE)
     for step in range(STEPS):
@@ -44,18 +441,19 @@ def _bernoulli_nll_kernel(logits, target, nll, rows, cols, ROWS: tl.constexpr, C
         mask = tile_mask(first_row, col, rows, cols, ROWS, COLS)
         logit = load_tile(logits, first_row, col, mask, DTYPE)
         x = load_tile(target, first_row, col, mask, DTYPE)
-        total += tl.where(mask, bernoulli_nll_term(logit, x), 0.0)
-    store_row_sums(nll, total, first_row, first_col, rows, cols, STEPS)
+        total = add_terms(nll, total, bernoulli_nll_term(logit, x), cols, first_row, col, mask, ELEMENTWISE)
+    store_terms(nll, total, first_row, first_col, rows, cols, STEPS, ELEMENTWISE)
 
 
-def bernoulli_nll(logits: Tensor, target: Tensor) -> Tensor:
+def bernoulli_nll(logits: Tensor, target: Tensor, elementwise: bool = False) -> Tensor:
     """variate::bernoulli_nll"""
     rows, cols = rows_and_cols(logits.shape)
-    dtype, compute = compute_dtype(logits, target)
-    if logits.numel() == 0:
-        return torch.zeros(rows, dtype=dtype, device=logits.device)
-    nll = torch.empty(rows, dtype=dtype, device=logits.device)
-    launch_row_sums(_bernoulli_nll_kernel, rows, cols, view(logits, rows), view(target, rows), out=nll, DTYPE=compute)
+    nll = new_result(elementwise, logits, target)
+    if logits.numel() > 0:
+        launch_terms(
+            _bernoulli_nll_kernel, rows, cols, view(logits, rows), view(target, rows), out=nll,
+            elementwise=elementwise, DTYPE=compute_dtype(logits, target)[1],
+        )  # fmt: skip
     return nll
 
 
@@ -65,27 +463,22 @@ def _bernoulli_nll_backward_kernel(grad_nll, logits, target, grad_logits, grad_t
     """grad_logits = grad_nll (sigmoid(logits) - target), grad_target = -grad_nll logits."""
     first_row, first_col = tile_start(cols, ROWS, COLS)
     mask = tile_mask(first_row, first_col, rows, cols, ROWS, COLS)
-    g = load_column(grad_nll, first_row, rows, ROWS, DTYPE)
+    g = load_gradient(grad_nll, first_row, first_col, rows, mask, DTYPE)
     logit = load_tile(logits, first_row, first_col, mask, DTYPE)
-    x = load_tile(target, first_row, first_col, mask, DTYPE)
-    store_tile(grad_logits, cols, first_row, first_col, mask, g * (sigmoid(logit) - x))
+    if grad_logits is not None:
+        x = load_tile(target, first_row, first_col, mask, DTYPE)
+        store_tile(grad_logits, cols, first_row, first_col, mask, g * (sigmoid(logit) - x))
     if grad_target is not None:
         store_tile(grad_target, cols, first_row, first_col, mask, -g * logit)
 
 
-def bernoulli_nll_backward(
-    grad_nll: Tensor, logits: Tensor, target: Tensor, target_needs_grad: bool
-) -> tuple[Tensor, Tensor]:
+def bernoulli_nll_backward(grad_nll: Tensor, logits: Tensor, target: Tensor, wanted: int) -> tuple[Tensor, ...]:
     """variate::bernoulli_nll_backward"""
     rows, cols = rows_and_cols(logits.shape)
-    grad_logits = torch.empty(logits.shape, dtype=logits.dtype, device=logits.device)
-    grad_target = None
-    if target_needs_grad:
-        grad_target = torch.empty(target.shape, dtype=target.dtype, device=target.device)
+    gradients = new_gradients(wanted, logits, target)
     if logits.numel() > 0:
         launch_tiles(
-            _bernoulli_nll_backward_kernel, rows, cols, (grad_nll, grad_nll.stride(0)), view(logits, rows),
-            view(target, rows), grad_logits, grad_target, device=logits.device,
-            DTYPE=compute_dtype(logits, target)[1],
+            _bernoulli_nll_backward_kernel, rows, cols, gradient_view(grad_nll, logits.shape), view(logits, rows),
+            view(target, rows), *gradients, device=logits.device, DTYPE=compute_dtype(logits, target)[1],
         )  # fmt: skip
-    return grad_logits, logits.new_empty(0) if grad_target is None else grad_target
+    return given(gradients, logits)

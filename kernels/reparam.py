@@ -1,4 +1,4 @@
-"""Reparameterised sampling, and its Kullback-Leibler divergence; the twin of variate/math/reparam.hpp.
+"""Reparameterised sampling, and its Kullback-Leibler divergence (elbo.py); the twin of variate/math/reparam.hpp.
 
 Source: Kingma and Welling, "Auto-encoding variational Bayes", 2014, section 2.4 and appendix B.
 """
@@ -10,6 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .elbo import least_kl, normal_kl_term, standard_normal_kl_term
 from .elementary import exp, exponential
 from .philox import load_key
 from .random import tile_normals
@@ -20,6 +21,7 @@ from .tiles import (
     load_column,
     load_tile,
     rows_and_cols,
+    scalar,
     store_row_sums,
     store_tile,
     tile_mask,
@@ -33,40 +35,6 @@ def spread(log_var):
     """sigma = exp(log_var / 2), and sigma^2 - 1 without cancellation near log_var = 0."""
     sigma, sigma_minus_1 = exponential(0.5 * log_var)
     return sigma, sigma_minus_1 * (sigma + 1.0)
-
-
-@triton.jit
-def standard_normal_kl(mean, log_var, variance_minus_1):
-    """KL(N(mean, e^log_var) || N(0, 1)) = (mean^2 + (sigma^2 - 1) - log_var) / 2."""
-    return 0.5 * tl.fma(mean, mean, variance_minus_1 - log_var)
-
-
-@triton.jit
-def normal_kl(mean, log_var, prior_mean, prior_log_var):
-    """KL(N(mean, e^log_var) || N(prior_mean, e^prior_log_var)) = (distance + ratio_minus_1 - log ratio) / 2.
-
-    d kl / d mean = scaled = -d kl / d prior_mean, d kl / d log_var = ratio_minus_1 / 2,
-    d kl / d prior_log_var = -(ratio_minus_1 + distance) / 2.
-    """
-    difference = mean - prior_mean
-    scaled = difference * exp(-prior_log_var)
-    log_ratio = log_var - prior_log_var
-    ratio_minus_1 = spread(log_ratio)[1]
-    distance = difference * scaled
-    return 0.5 * (distance + (ratio_minus_1 - log_ratio)), scaled, ratio_minus_1, distance
-
-
-@triton.jit
-def least_kl(free_bits, DTYPE: tl.constexpr):
-    """Free bits, a number or a pointer to one, as the bound that holds kl up, if they are positive.
-
-    kl < bound: held, and no gradient passes. A NaN is never held.
-    """
-    free_bits = tl.core.to_tensor(free_bits)  # the interpreter leaves numbers as they are
-    if free_bits.dtype.is_ptr():
-        free_bits = tl.load(free_bits)
-    free_bits = free_bits.to(DTYPE)
-    return tl.where(free_bits > 0.0, free_bits, float("-inf"))
 
 
 @triton.jit(do_not_specialize=["first_sample"])
@@ -110,11 +78,11 @@ def _normal_rsample_kl_kernel(key, first_sample, mean, log_var, prior_mean, prio
         v = load_tile(log_var, first_row, col, mask, DTYPE)
         sigma, variance_minus_1 = spread(v)
         if prior_mean is None and prior_log_var is None:
-            term = standard_normal_kl(m, v, variance_minus_1)
+            term = standard_normal_kl_term(m, v, variance_minus_1)
         else:
             pm = load_tile(prior_mean, first_row, col, mask, DTYPE)
             pv = load_tile(prior_log_var, first_row, col, mask, DTYPE)
-            term = normal_kl(m, v, pm, pv)[0]
+            term = normal_kl_term(m, v, pm, pv)[0]
         if free_bits is not None:
             least = least_kl(free_bits, DTYPE)
             term = tl.where(term < least, least, term)
@@ -122,15 +90,6 @@ def _normal_rsample_kl_kernel(key, first_sample, mean, log_var, prior_mean, prio
         eps = tile_normals(seed, offset, sample, col, COLS).to(DTYPE)
         store_tile(z, cols, first_row, col, mask, tl.fma(sigma, eps, m))
     store_row_sums(kl, total, first_row, first_col, rows, cols, STEPS)
-
-
-def _scalar(free_bits: Tensor | float | None, dtype: torch.dtype, device: torch.device) -> Tensor | float | None:
-    """Free bits as a kernel takes them, without a host sync: where they lie on its device, else by value."""
-    if free_bits is None or (isinstance(free_bits, Tensor) and free_bits.device == device):
-        return free_bits
-    value = float(free_bits)
-    # By value they have float32's precision.
-    return torch.full((), value, dtype=dtype, device=device) if dtype == torch.float64 else value
 
 
 def normal_rsample_kl(
@@ -152,7 +111,7 @@ def normal_rsample_kl(
     launch_row_sums(
         _normal_rsample_kl_kernel, rows, cols, key.contiguous(), first_sample, view(mean, rows),
         view(log_var, rows), view(prior_mean, rows), view(prior_log_var, rows),
-        _scalar(free_bits, dtype, mean.device), z, out=kl, BATCHED=key.dim() > 1, DTYPE=compute,
+        scalar(free_bits, dtype, mean.device), z, out=kl, BATCHED=key.dim() > 1, DTYPE=compute,
     )  # fmt: skip
     return z, kl
 
@@ -179,14 +138,14 @@ def _normal_rsample_kl_backward_kernel(key, first_sample, grad_z, grad_kl, mean,
         d_log_var = 0.5 * d_mean * eps * sigma
     if grad_kl is not None:
         if prior_mean is None and prior_log_var is None:
-            kl = standard_normal_kl(m, v, variance_minus_1)
+            kl = standard_normal_kl_term(m, v, variance_minus_1)
             scaled = m
             ratio_minus_1 = variance_minus_1
             distance = m * m
         else:
             pm = load_tile(prior_mean, first_row, first_col, mask, DTYPE)
             pv = load_tile(prior_log_var, first_row, first_col, mask, DTYPE)
-            kl, scaled, ratio_minus_1, distance = normal_kl(m, v, pm, pv)
+            kl, scaled, ratio_minus_1, distance = normal_kl_term(m, v, pm, pv)
         g = load_column(grad_kl, first_row, rows, ROWS, DTYPE)
         if free_bits is not None:
             g = tl.where(kl < least_kl(free_bits, DTYPE), 0.0, g)
@@ -229,7 +188,7 @@ def normal_rsample_kl_backward(
             _normal_rsample_kl_backward_kernel, rows, cols, key.contiguous(), first_sample,
             view(grad_z, rows), None if grad_kl is None else (grad_kl, grad_kl.stride(0)), view(mean, rows),
             view(log_var, rows), view(prior_mean, rows), view(prior_log_var, rows),
-            _scalar(free_bits, dtype, mean.device), grad_mean, grad_log_var, *grad_priors,
+            scalar(free_bits, dtype, mean.device), grad_mean, grad_log_var, *grad_priors,
             device=mean.device, BATCHED=key.dim() > 1, DTYPE=compute,
         )  # fmt: skip
     grad_prior_mean, grad_prior_log_var = (mean.new_empty(0) if g is None else g for g in grad_priors)

@@ -41,6 +41,17 @@ def compute_dtype(*tensors: Tensor | None) -> tuple[torch.dtype, tl.dtype]:
     return (torch.float64, tl.float64) if double else (torch.float32, tl.float32)
 
 
+def scalar(value: Tensor | float | None, dtype: torch.dtype, device: torch.device):
+    """A number as kernels take it: None, a float that travels with the launch, or a tensor on their device."""
+    if isinstance(value, Tensor) and value.device == device:
+        return value
+    if value is None:
+        return None
+    value = float(value)  # of the host
+    # A kernel's float argument is a float32.
+    return torch.full((), value, dtype=dtype, device=device) if dtype == torch.float64 else value
+
+
 def launch(kernel, programs: int, *args, device: torch.device, **constants) -> None:
     """Run a grid of one dimension. Nothing is contracted, tuned or waited for."""
     warps = 8 if constants.get("DTYPE") == tl.float64 else 4  # float64 needs twice the registers an element
@@ -72,6 +83,20 @@ def launch_row_sums(kernel, rows: int, cols: int, *args, out: Tensor, **constant
     launch(kernel, programs, *args, partial, rows, cols, device=out.device, **tile, STEPS=steps, **constants)
     if chunks > 1:
         launch_row_sums(_row_sums_kernel, rows, chunks, view(partial, rows), out=out)
+
+
+def launch_terms(kernel, rows: int, cols: int, *args, out: Tensor, elementwise: bool, **constants) -> None:
+    """launch_row_sums; or launch_tiles, where each term is a result."""
+    if elementwise:
+        launch_tiles(kernel, rows, cols, *args, out, device=out.device, STEPS=1, ELEMENTWISE=True, **constants)
+    else:
+        launch_row_sums(kernel, rows, cols, *args, out=out, ELEMENTWISE=False, **constants)
+
+
+def gradient_view(grad: Tensor, size: Sequence[int]) -> tuple[Tensor, int, int] | tuple[Tensor, int]:
+    """The gradient of a result of launch_terms: one number per element of `size`, else per row."""
+    rows, _ = rows_and_cols(size)
+    return view(grad, rows) if grad.shape == torch.Size(size) else (grad, grad.stride(0))
 
 
 @triton.jit
@@ -115,6 +140,15 @@ def load_column(x, first_row, rows, ROWS: tl.constexpr, DTYPE: tl.constexpr):
 
 
 @triton.jit
+def load_gradient(x, first_row, first_col, rows, mask, DTYPE: tl.constexpr):
+    """What gradient_view made: a tile, or a column."""
+    if len(x) == 2:
+        return load_column(x, first_row, rows, mask.shape[0], DTYPE)
+    else:
+        return load_tile(x, first_row, first_col, mask, DTYPE)
+
+
+@triton.jit
 def store_tile(out, cols, first_row, first_col, mask, value):
     """Store to a contiguous [rows, cols], rounded to its dtype, to 16 bits by way of float32."""
     if value.dtype == tl.float64 and out.dtype.element_ty.primitive_bitwidth == 16:
@@ -144,6 +178,23 @@ def store_row_sums(out, x, first_row, first_col, rows, cols, STEPS: tl.constexpr
     row = first_row + tl.arange(0, ROWS)
     pointers = out + row * ((cols - 1) // WIDTH + 1) + first_col // WIDTH
     tl.store(pointers, tree_sum(x, ROWS, COLS), row < rows)
+
+
+@triton.jit
+def add_terms(out, total, terms, cols, first_row, first_col, mask, ELEMENTWISE: tl.constexpr):
+    """One step of a kernel of launch_terms: the terms of a tile are stored, or added to `total`."""
+    if ELEMENTWISE:
+        store_tile(out, cols, first_row, first_col, mask, terms)
+        return total
+    else:
+        return total + tl.where(mask, terms, 0.0)
+
+
+@triton.jit
+def store_terms(out, total, first_row, first_col, rows, cols, STEPS: tl.constexpr, ELEMENTWISE: tl.constexpr):
+    """The end of a kernel of launch_terms."""
+    if not ELEMENTWISE:
+        store_row_sums(out, total, first_row, first_col, rows, cols, STEPS)
 
 
 @triton.jit

@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+import torch.distributions as D
 from checklist import FLOATS, Arg, Checklist, OpCase, assert_same_bits
 from hypothesis import given
 from hypothesis import strategies as st
@@ -13,7 +14,7 @@ from torch import Tensor
 
 import variate
 from variate import reference
-from variate.functional import bernoulli_nll
+from variate.functional import bernoulli_kl, bernoulli_nll, normal_kl, normal_nll
 
 TARGETS = (*FLOATS, torch.uint8, torch.bool)
 
@@ -23,24 +24,54 @@ def fractions(normals: Tensor) -> Tensor:
     return (4 * normals.sigmoid()).round() / 4
 
 
-def raw(tensors, key):
-    logits, target = tensors
-    grad = torch.ones(logits.shape[0] if logits.dim() > 1 else 1, device=logits.device)
-    ops = torch.ops.variate
-    return [
-        (ops.bernoulli_nll.default, (logits, target)),
-        (ops.bernoulli_nll_backward.default, (grad, logits, target, True)),
-        (ops.bernoulli_nll_backward.default, (grad, logits, target, False)),
-    ]
+def raw(name: str, constants: tuple[int, ...] = (), settings: tuple = ()):
+    """The op `name` and its backward, with sums and with terms, for opcheck; parametrisations differ by `constants`."""
+    forward = getattr(torch.ops.variate, name).default
+    backward = getattr(torch.ops.variate, f"{name}_backward").default
 
+    def calls(tensors, key):
+        like = tensors[0]
+        per_row = torch.ones(like.shape[0] if like.dim() > 1 else 1, device=like.device)
+        everything = 2 ** len(tensors) - 1
+        return [
+            (forward, (*tensors, *settings, False, *constants)),
+            (forward, (*tensors, *settings, True, *constants)),
+            (backward, (per_row, *tensors, *settings, everything, *constants)),
+            (backward, (torch.ones_like(like), *tensors, *settings, 1, *constants)),
+        ]
+
+    return calls
+
+
+def standard_raw(tensors, key):
+    return raw("normal_kl", settings=(None, None, None), constants=(0,))(tensors, key)
+
+
+MEAN = Arg("mean", lambda n: 1.5 * n)
+LOG_VAR = Arg("log_var", lambda n: n.clamp(-3, 3))
+LOGITS = Arg("logits", lambda n: 3 * n)
+PRIORS = (Arg("prior_mean", lambda n: 0.5 * n), Arg("prior_log_var", lambda n: 0.7 * n.clamp(-3, 3)))
+E = reference.elbo
 
 CASES = (
+    OpCase("normal_kl, standard", normal_kl, E.normal_kl, (MEAN, LOG_VAR), standard_raw, annealed=("free_bits",)),
+    OpCase(
+        "normal_kl",
+        normal_kl,
+        E.normal_kl,
+        (MEAN, LOG_VAR, *PRIORS),
+        raw("normal_kl", settings=(torch.tensor(0.05, dtype=torch.float64),), constants=(0,)),
+        options={"free_bits": 0.05},
+        annealed=("free_bits",),
+    ),
+    OpCase("bernoulli_kl", bernoulli_kl, E.bernoulli_kl, (LOGITS, Arg("prior_logits")), raw("bernoulli_kl")),
+    OpCase("normal_nll", normal_nll, E.normal_nll, (MEAN, LOG_VAR, Arg("target")), raw("normal_nll", constants=(0,))),
     OpCase(
         "bernoulli_nll",
         bernoulli_nll,
-        reference.elbo.bernoulli_nll,
-        (Arg("logits", lambda n: 3 * n), Arg("target", fractions, TARGETS)),
-        raw,
+        E.bernoulli_nll,
+        (LOGITS, Arg("target", fractions, TARGETS)),
+        raw("bernoulli_nll"),
     ),
 )
 
@@ -138,6 +169,239 @@ def test_rows_do_not_depend_on_the_rest_of_the_batch() -> None:
     whole = bernoulli_nll(logits, target)
     for row in (0, 3, 37, 69):
         assert_same_bits((bernoulli_nll(logits[row : row + 1], target[row : row + 1]),), (whole[row : row + 1],))
+
+
+# Exact values: closed forms, torch.distributions in float64, sums over the outcomes.
+
+SPREADS = {"log_var": lambda s: (s / 2).exp(), "log_scale": torch.exp, "scale": lambda s: s}  # to sigma
+
+
+def close(actual: Tensor, exact: Tensor, ulps: float = 16.0) -> None:
+    """To `ulps` float32 roundings of the largest exact value, or of 1 where terms of that size cancel."""
+    worst = max(1.0, exact.abs().max().item())
+    torch.testing.assert_close(actual.double(), exact.double(), rtol=0, atol=ulps * 2.0**-23 * worst)
+
+
+def spreads(kind: str, seed: int, shape: tuple[int, ...]) -> Tensor:
+    log_scale = torch.randn(shape, generator=torch.Generator().manual_seed(seed)).clamp(-2, 2)
+    return {"log_var": 2 * log_scale, "log_scale": log_scale, "scale": log_scale.exp()}[kind]
+
+
+@pytest.mark.parametrize("kind", SPREADS)
+@pytest.mark.parametrize("prior", ["standard", "mean", "spread", "both"])
+def test_normal_ops_per_element_and_parametrisation(kind: str, prior: str) -> None:
+    """The ops that variate.distributions calls, values and gradients, against torch.distributions."""
+    ops, shape, number = torch.ops.variate, (6, 21), list(SPREADS).index(kind)
+    generator = torch.Generator().manual_seed(0)
+    mean, prior_mean, target = torch.randn(3, *shape, generator=generator)
+    tensors = [mean, spreads(kind, 1, shape), prior_mean, spreads(kind, 2, shape)]
+    tensors[2] = None if prior in ("standard", "spread") else tensors[2]
+    tensors[3] = None if prior in ("standard", "mean") else tensors[3]
+    exact = [None if t is None else t.double().requires_grad_() for t in tensors]
+    q = D.Normal(exact[0], SPREADS[kind](exact[1]))
+    zero, one = torch.zeros(shape, dtype=torch.float64), torch.ones(shape, dtype=torch.float64)
+    p = D.Normal(zero if exact[2] is None else exact[2], one if exact[3] is None else SPREADS[kind](exact[3]))
+    grad = torch.rand(shape, generator=generator)
+    for bits in (None, torch.tensor(0.3, dtype=torch.float64)):
+        terms = D.kl_divergence(q, p)
+        terms = terms if bits is None else terms.clamp(min=0.3)
+        actual = ops.normal_kl(*tensors, bits, True, number)
+        assert actual.shape == shape and actual.dtype == torch.float32
+        close(actual, terms.detach())
+        close(ops.normal_kl(*tensors, bits, False, number), terms.detach().sum(1))
+        gradients = ops.normal_kl_backward(grad, *tensors, bits, 15, number)
+        given = [t for t in exact if t is not None]
+        found = [gradient for gradient in gradients if gradient.numel()]
+        expected = torch.autograd.grad(terms, given, grad.double(), retain_graph=True)
+        for gradient, exact_gradient in zip(found, expected, strict=True):
+            close(gradient, exact_gradient)
+    q = D.Normal(exact[0], SPREADS[kind](exact[1]))
+    terms = -q.log_prob(target.double())
+    close(ops.normal_nll(mean, tensors[1], target, True, number), terms.detach())
+    gradients = ops.normal_nll_backward(grad, mean, tensors[1], target, 7, number)
+    expected = torch.autograd.grad(terms, exact[:2], grad.double())
+    close(gradients[0], expected[0])
+    close(gradients[1], expected[1])
+    assert torch.equal(gradients[2], -gradients[0])
+
+
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+def test_terms_have_the_dtype_of_the_inputs_and_sums_a_wide_one(dtype: torch.dtype) -> None:
+    ops = torch.ops.variate
+    x = torch.randn(4, 9, generator=torch.Generator().manual_seed(0)).to(dtype)
+    wide = torch.promote_types(dtype, torch.float32)
+    for op, arguments in (
+        (ops.normal_kl, (x, x, None, None, None)),
+        (ops.bernoulli_kl, (x, x)),
+        (ops.normal_nll, (x, x, x)),
+        (ops.bernoulli_nll, (x, x.sigmoid())),
+        (ops.bernoulli_nll, (x, torch.zeros(4, 9, dtype=torch.uint8))),
+    ):
+        terms, sums = op(*arguments, True), op(*arguments, False)
+        assert terms.dtype == dtype and terms.shape == x.shape and sums.dtype == wide
+        torch.testing.assert_close(terms.to(wide).sum(1), sums, rtol=2 * torch.finfo(dtype).eps, atol=1e-5)
+
+
+def test_bernoulli_ops_per_element() -> None:
+    ops = torch.ops.variate
+    logits, target = draw(6, 21)
+    prior, grad = draw(6, 21, seed=1)[0], torch.rand(6, 21)
+    leaves = [logits.double().requires_grad_(), prior.double().requires_grad_()]
+    kl = D.kl_divergence(D.Bernoulli(logits=leaves[0]), D.Bernoulli(logits=leaves[1]))
+    close(ops.bernoulli_kl(logits, prior, True), kl.detach())
+    expected = torch.autograd.grad(kl, leaves, grad.double())
+    for gradient, exact in zip(ops.bernoulli_kl_backward(grad, logits, prior, 3), expected, strict=True):
+        close(gradient, exact)
+    nll = -D.Bernoulli(logits=leaves[0]).log_prob(target.double())
+    close(ops.bernoulli_nll(logits, target, True), nll.detach())
+    close(
+        ops.bernoulli_nll_backward(grad, logits, target, 1)[0],
+        torch.autograd.grad(nll, leaves[0], grad.double())[0],
+    )
+
+
+@pytest.mark.parametrize("log_var", [-200.0, -90.0, -30.0, -1e-4, 0.0, 3.0, 20.0, 80.0, 300.0])
+@pytest.mark.parametrize("prior_log_var", [-200.0, -89.0, -30.0, 0.0, 20.0, 80.0, 300.0])
+@pytest.mark.parametrize("difference", [0.0, 1e-3, 2.0])
+def test_normal_kl_is_finite_wherever_the_exact_value_is(log_var, prior_log_var, difference) -> None:
+    """One element: variances that float32 does not hold, too. Twelve roundings of the terms it is made of."""
+    leaves = [torch.tensor([[x]], requires_grad=True) for x in (1.0 + difference, log_var, 1.0, prior_log_var)]
+    exact = [leaf.detach().double().requires_grad_() for leaf in leaves]
+    ratio = exact[1] - exact[3]
+    square = (exact[0] - exact[2]).square() * torch.exp(-exact[3])
+    truth = 0.5 * (torch.expm1(ratio) - ratio + square)
+    kl = normal_kl(*leaves)
+    largest = torch.finfo(torch.float32).max
+    terms = torch.expm1(ratio).abs() + ratio.abs() + square
+    if truth.item() < largest / 4:
+        bound = 12 * 2.0**-23 * terms.item() * (1 + ratio.abs().item() / 8)
+        assert abs(kl.item() - truth.item()) <= bound + 2.0**-124  # below it exp is 0
+    else:
+        assert kl.item() > largest / 8
+    gradients = torch.autograd.grad(kl.sum(), leaves)
+    expected = torch.autograd.grad(truth.sum(), exact)
+    for gradient, value in zip(gradients, expected, strict=True):
+        if value.abs().item() < largest / 4:
+            assert gradient.item() == pytest.approx(
+                value.item(), rel=12 * 2.0**-23 * (1 + ratio.abs().item() / 8), abs=2.0**-22
+            )
+
+
+def test_a_prior_too_narrow_for_float32_does_not_charge_equal_means() -> None:
+    """e^89 and e^200 are no float32 numbers; the difference that they multiply is 0."""
+    for log_var in (-89.0, -200.0, -400.0, -1e4):
+        x, v = torch.full((2, 3), 0.7), torch.full((2, 3), log_var, requires_grad=True)
+        kl = normal_kl(x, v, x, v)
+        assert kl.tolist() == [0.0, 0.0]
+        nll = normal_nll(x, v, x)
+        assert nll.tolist() == pytest.approx([1.5 * (math.log(2 * math.pi) + log_var)] * 2, rel=1e-6)
+        (gradient,) = torch.autograd.grad(nll.sum(), v)
+        assert torch.equal(gradient, torch.full((2, 3), 0.5))
+
+
+@pytest.mark.parametrize("log_var", [-400.0, -30.0, -3.0, 0.0, 20.0, 300.0])
+def test_normal_nll_of_a_number(log_var: float) -> None:
+    """A fixed variance: the value of the tensor, and no gradient."""
+    mean, target = draw(5, 21)
+    tensor = torch.full((), log_var)
+    leaf = mean.requires_grad_()
+    nll = normal_nll(leaf, log_var, target)
+    assert_same_bits((nll,), (normal_nll(leaf, tensor, target),))
+    if abs(log_var) <= 30:
+        exact = -D.Normal(mean.detach().double(), math.exp(log_var / 2)).log_prob(target.double()).sum(1)
+        torch.testing.assert_close(nll.double(), exact, rtol=2e-6, atol=0)
+        (gradient,) = torch.autograd.grad(nll.sum(), leaf)
+        exact = (mean - target).detach().double() * math.exp(-log_var)
+        torch.testing.assert_close(gradient.double(), exact, rtol=4e-6 * (1 + abs(log_var) / 8), atol=0)
+    wide = normal_nll(mean.detach().double(), log_var, target)
+    assert wide.dtype == torch.float64
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (21,), (5, 1), (1, 21)])
+def test_shared_variances_and_priors_get_summed_gradients(shape: tuple[int, ...]) -> None:
+    mean, target = (x.double() for x in draw(5, 21))
+    shared = torch.randn(shape, generator=torch.Generator().manual_seed(2), dtype=torch.float64).requires_grad_()
+    weights = torch.arange(1.0, 6.0, dtype=torch.float64)
+    for call in (
+        lambda of: of.normal_nll(mean, shared, target),
+        lambda of: of.normal_kl(mean, target, shared, shared),
+        lambda of: of.bernoulli_kl(mean, shared),
+    ):
+        actual, expected = (
+            torch.autograd.grad((call(of) * weights).sum(), shared)[0] for of in (variate.functional, reference.elbo)
+        )
+        torch.testing.assert_close(actual, expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("free_bits", [0.5, torch.tensor(0.5)])
+def test_free_bits_hold_each_element(free_bits) -> None:
+    """Elements of exactly known divergence, mean^2 / 2: below, at and above the bound."""
+    mean = torch.tensor([[0.5, 1.0, 2.0], [0.0, 0.0, 0.0]], requires_grad=True)
+    kl = normal_kl(mean, torch.zeros(2, 3), free_bits=free_bits)
+    assert kl.tolist() == [3.0, 1.5]
+    (gradient,) = torch.autograd.grad(kl.sum(), mean)
+    assert gradient.tolist() == [[0.0, 1.0, 2.0], [0.0, 0.0, 0.0]]
+
+
+def bernoulli_kl_by_enumeration(a: float, b: float) -> float:
+    """The sum over both outcomes, in logarithms that do not overflow."""
+
+    def log_sigmoid(x: float) -> float:
+        return -math.log1p(math.exp(-x)) if x >= 0 else x - math.log1p(math.exp(x))
+
+    return sum(math.exp(log_sigmoid(s * a)) * (log_sigmoid(s * a) - log_sigmoid(s * b)) for s in (1, -1))
+
+
+@pytest.mark.parametrize("a", [0.0, 1e-4, 0.7, -3.0, 20.0, -60.0, 100.0])
+@pytest.mark.parametrize("b", [0.0, 1e-3, -0.7, 3.0, -20.0, 60.0, 100.0, 3e4])
+def test_bernoulli_kl_of_each_element(a: float, b: float) -> None:
+    """16 float32 roundings of the largest term, which is at most max(1, |b|) p, p of the outcome that b calls rare."""
+    logit, prior = (torch.tensor([[x]], requires_grad=True) for x in (a, b))
+    kl = bernoulli_kl(logit, prior)
+    exact = bernoulli_kl_by_enumeration(logit.item(), prior.item())
+    assert kl.item() == pytest.approx(exact, rel=16 * 2.0**-24, abs=16 * 2.0**-24)
+    grads = torch.autograd.grad(kl, (logit, prior))
+    p, r = torch.sigmoid(logit.double()).item(), torch.sigmoid(prior.double()).item()
+    q = torch.sigmoid(-logit.double()).item()
+    assert grads[0].item() == pytest.approx(p * q * (logit.item() - prior.item()), rel=2e-6, abs=1e-36)
+    assert grads[1].item() == pytest.approx(r - p, rel=2e-6, abs=4e-7)
+
+
+def test_bernoulli_kl_of_infinite_logits() -> None:
+    inf = math.inf
+    logits = torch.tensor([[inf], [-inf], [inf], [-inf], [inf], [-inf], [0.0], [0.0]], requires_grad=True)
+    prior = torch.tensor([[inf], [-inf], [-inf], [inf], [0.0], [0.0], [inf], [-inf]])
+    kl = bernoulli_kl(logits, prior)
+    half = pytest.approx(math.log(2), rel=1e-6)
+    assert kl.tolist() == [0.0, 0.0, inf, inf, half, half, inf, inf]
+    (gradient,) = torch.autograd.grad(kl[:6].sum(), logits)
+    assert gradient.flatten().tolist()[:6] == [0.0] * 6
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "names"),
+    [
+        (lambda z: normal_kl([0.0], z), TypeError, "mean: expected a tensor, got list"),
+        (lambda z: normal_kl(z, z.long()), TypeError, "log_var: expected float32.*got int64"),
+        (lambda z: normal_kl(z, z[:, :3]), ValueError, "log_var: expected the shape of mean"),
+        (lambda z: normal_kl(z, z, z.cfloat()), TypeError, "prior_mean: expected float32"),
+        (lambda z: normal_kl(z, z, z[:, :3]), ValueError, "prior_mean: expected a shape that broadcasts"),
+        (lambda z: normal_kl(z, z, None, z.to("meta")), ValueError, "prior_log_var: expected the device"),
+        (lambda z: normal_kl(z, z, free_bits=-1.0), ValueError, "free_bits: expected at least 0, got -1.0"),
+        (lambda z: normal_nll(z, z, z[0]), ValueError, "target: expected the shape of mean"),
+        (lambda z: normal_nll(z, z, z.byte()), TypeError, "target: expected float32.*got uint8"),
+        (lambda z: normal_nll(z, "1", z), TypeError, "log_var: expected a number or a tensor, got str"),
+        (lambda z: normal_nll(z, True, z), TypeError, "log_var: expected a number or a tensor, got bool"),
+        (lambda z: normal_nll(z, z.long(), z), TypeError, "log_var: expected float32.*got int64"),
+        (lambda z: normal_nll(z, torch.zeros(3), z), ValueError, "log_var: expected a shape that broadcasts"),
+        (lambda z: bernoulli_kl(z, 0.0), TypeError, "prior_logits: expected a tensor, got float"),
+        (lambda z: bernoulli_kl(z.bool(), z), TypeError, "logits: expected float32"),
+        (lambda z: bernoulli_kl(z, z[:, :3]), ValueError, "prior_logits: expected a shape that broadcasts"),
+    ],
+)
+def test_errors_name_the_argument(call, error: type[Exception], names: str) -> None:
+    with pytest.raises(error, match=names):
+        call(torch.zeros(5, 4))
 
 
 @given(

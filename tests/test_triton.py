@@ -421,7 +421,7 @@ def test_bernoulli_nll(interpreted, size, dtype, target_dtype):
 
     grad_nll = torch.linspace(0.5, 1.5, nll.numel()).to(nll.dtype)
     floating = target.dtype.is_floating_point
-    actual = interpreted.bernoulli_nll_backward(grad_nll, logits, target, floating)
+    actual = interpreted.bernoulli_nll_backward(grad_nll, logits, target, 3 if floating else 1)
     g = grad_nll.double().view(-1, *[1] * (logits.dim() - 1)) if logits.dim() > 1 else grad_nll.double()[0]
     close(actual[0], g * (logits.double().sigmoid() - target.double()), dtype, scale=4.0)
     assert actual[0].dtype == dtype and actual[1].numel() == (target.numel() if floating else 0)
@@ -449,7 +449,7 @@ def test_empty_inputs(interpreted, size):
     gradients = interpreted.normal_rsample_kl_backward(x, kl, x, x, None, None, None, key, 0, True)
     assert [g.shape for g in gradients] == [size, size, (0,), (0,)]
     assert torch.equal(interpreted.bernoulli_nll(x, x), torch.zeros(rows))
-    assert interpreted.bernoulli_nll_backward(kl, x, x, True)[1].shape == size
+    assert interpreted.bernoulli_nll_backward(kl, x, x, 3)[1].shape == size
 
 
 # Bounds of several samples.
@@ -526,7 +526,7 @@ def launches(dtype, rows, cols):
             x, row, x, x, x, x, free_bits, key, 0, True
         ),
         "bernoulli_nll": lambda: kernels.bernoulli_nll(x, x),
-        "bernoulli_nll_backward": lambda: kernels.bernoulli_nll_backward(row, x, x, True),
+        "bernoulli_nll_backward": lambda: kernels.bernoulli_nll_backward(row, x, x, 3),
         "categorical": lambda: kernels.categorical(x, key, 0),
     }
 

@@ -7,55 +7,318 @@ namespace variate::cpu::VARIATE_ISA {
 
 namespace {
 
+// A tile of an input; one that is left out is `missing` everywhere.
 template <class T>
-void forward(const variate_bernoulli_nll_args& a) {
+struct Input {
+  Buffer<T> buffer;
+  const T* data;
+
+  Input(const variate_tensor& tensor, const Tile& t, T missing = T(0)) {
+    data = tensor.data ? load(tensor, t, buffer) : buffer.data;
+    for (int64_t i = 0; !tensor.data && i < t.count; ++i) buffer.data[i] = missing;
+  }
+};
+
+// A tile of the gradient of a result: of its sums by row, or of each term.
+template <class T>
+struct ResultGradient {
+  Buffer<T> buffer;
+  const T* data;
+
+  ResultGradient(const variate_tensor& tensor, const Tile& t, bool elementwise) {
+    data = elementwise ? load(tensor, t, buffer) : load_rows(tensor, t, buffer);
+  }
+};
+
+// A tile of an output that may be left out: written to `data`, then stored.
+template <class T>
+struct Output {
+  const variate_tensor& tensor;
+  const Tile& tile;
+  Buffer<T> buffer;
+  T* data;
+
+  Output(const variate_tensor& tensor, const Tile& t) : tensor(tensor), tile(t) {
+    data = optional_target(tensor, t, buffer);
+  }
+  void store() const { VARIATE_ISA::store(tensor, tile, static_cast<const T*>(data)); }
+};
+
+// `terms(tile, out)` computes the terms of a tile; they are summed by row, or are the result.
+template <class T, class Args, class Terms>
+void reduce(const Args& a, const variate_tensor& result, Terms terms) {
   const Grid grid(a.rows, a.cols);
   for_tiles(grid, a.execution.threads, [&](const Tile& t) {
-    Buffer<T> logits_buffer, target_buffer, nll_buffer;
-    const T* __restrict logits = load(a.logits, t, logits_buffer);
-    const T* __restrict target = load(a.target, t, target_buffer);
-    T* __restrict nll = nll_buffer.data;
-    for (int64_t i = 0; i < t.count; ++i) nll[i] = math::bernoulli_nll(logits[i], target[i]);
-    store_row_sums(a.nll, a.execution.workspace, grid, t, nll);
+    Buffer<T> buffer;
+    T* out = a.elementwise ? target(result, t, buffer) : buffer.data;
+    terms(t, out);
+    if (a.elementwise) {
+      store(result, t, static_cast<const T*>(out));
+    } else {
+      store_row_sums(result, a.execution.workspace, grid, t, static_cast<const T*>(out));
+    }
   });
-  finish_row_sums(a.nll, a.execution.workspace, grid);
+  if (!a.elementwise) finish_row_sums(result, a.execution.workspace, grid);
+}
+
+template <variate_parametrization p>
+using Parametrization = std::integral_constant<variate_parametrization, p>;
+
+// `function(p)` with the parametrisation as a type.
+template <class Function>
+void with_parametrization(variate_parametrization p, Function function) {
+  switch (p) {
+    case VARIATE_LOG_VAR: return function(Parametrization<VARIATE_LOG_VAR>());
+    case VARIATE_LOG_SCALE: return function(Parametrization<VARIATE_LOG_SCALE>());
+    case VARIATE_SCALE: return function(Parametrization<VARIATE_SCALE>());
+  }
+}
+
+template <class... Tensor>
+bool any_double(const Tensor&... tensors) {
+  return ((tensors.data && tensors.dtype == VARIATE_FLOAT64) || ...);
+}
+
+template <class T, class Args>
+T least_kl_of(const Args& a) {
+  return math::least_kl(a.free_bits.data ? element<T>(a.free_bits, 0, 0) : static_cast<T>(a.free_bits_value));
+}
+
+template <variate_parametrization p, class T>
+void standard_kl_terms(const T* __restrict mean, const T* __restrict spread, T least, T* __restrict kl, int64_t count) {
+  for (int64_t i = 0; i < count; ++i) kl[i] = math::apply_free_bits(math::normal_kl<p>(mean[i], spread[i]).kl, least);
+}
+
+template <variate_parametrization p, class T>
+void kl_terms(const T* __restrict mean, const T* __restrict spread, const T* __restrict prior_mean,
+              const T* __restrict prior_spread, T least, T* __restrict kl, int64_t count) {
+  for (int64_t i = 0; i < count; ++i) {
+    kl[i] = math::apply_free_bits(math::normal_kl<p>(mean[i], spread[i], prior_mean[i], prior_spread[i]).kl, least);
+  }
 }
 
 template <class T>
-void backward(const variate_bernoulli_nll_backward_args& a) {
-  const Grid grid(a.rows, a.cols);
-  for_tiles(grid, a.execution.threads, [&](const Tile& t) {
-    Buffer<T> logits_buffer, labels_buffer, grad_nll_buffer, grad_buffer;
-    const T* __restrict logits = load(a.logits, t, logits_buffer);
-    const T* __restrict grad_nll = load_rows(a.grad_nll, t, grad_nll_buffer);
-    if (a.grad_logits.data) {
-      const T* __restrict labels = load(a.target, t, labels_buffer);
-      T* __restrict grad = target(a.grad_logits, t, grad_buffer);
-      for (int64_t i = 0; i < t.count; ++i) {
-        grad[i] = grad_nll[i] * math::bernoulli_nll_gradient(logits[i], labels[i]);
+void kl_forward(const variate_normal_kl_args& a) {
+  const T least = least_kl_of<T>(a);
+  with_parametrization(a.parametrization, [&](auto p) {
+    reduce<T>(a, a.kl, [&](const Tile& t, T* out) {
+      const Input<T> mean(a.mean, t), spread(a.spread, t);
+      if (!a.prior_mean.data && !a.prior_spread.data) {
+        return standard_kl_terms<p.value>(mean.data, spread.data, least, out, t.count);
       }
-      store(a.grad_logits, t, grad);
+      const Input<T> prior_mean(a.prior_mean, t), prior_spread(a.prior_spread, t, math::unit_spread<p.value, T>);
+      kl_terms<p.value>(mean.data, spread.data, prior_mean.data, prior_spread.data, least, out, t.count);
+    });
+  });
+}
+
+template <variate_parametrization p, class T>
+void standard_kl_gradients(const T* __restrict grad, const T* __restrict mean, const T* __restrict spread, T least,
+                           T* __restrict grad_mean, T* __restrict grad_spread, int64_t count) {
+  for (int64_t i = 0; i < count; ++i) {
+    const math::NormalKl<T> k = math::normal_kl<p>(mean[i], spread[i]);
+    const T g = k.kl < least ? T(0) : grad[i];
+    grad_mean[i] = g * k.scaled_difference;
+    grad_spread[i] = T(0.5) * g * k.ratio_minus_1 * math::log_variance_slope<p>(spread[i]);
+  }
+}
+
+template <variate_parametrization p, class T>
+void kl_gradients(const T* __restrict grad, const T* __restrict mean, const T* __restrict spread,
+                  const T* __restrict prior_mean, const T* __restrict prior_spread, T least, T* __restrict grad_mean,
+                  T* __restrict grad_spread, T* __restrict grad_prior_mean, T* __restrict grad_prior_spread,
+                  int64_t count) {
+  for (int64_t i = 0; i < count; ++i) {
+    const math::NormalKl<T> k = math::normal_kl<p>(mean[i], spread[i], prior_mean[i], prior_spread[i]);
+    const T g = k.kl < least ? T(0) : grad[i];
+    grad_mean[i] = g * k.scaled_difference;
+    grad_prior_mean[i] = -g * k.scaled_difference;
+    grad_spread[i] = T(0.5) * g * k.ratio_minus_1 * math::log_variance_slope<p>(spread[i]);
+    grad_prior_spread[i] =
+        T(-0.5) * g * (k.ratio_minus_1 + k.squared_distance) * math::log_variance_slope<p>(prior_spread[i]);
+  }
+}
+
+template <class T>
+void kl_backward(const variate_normal_kl_backward_args& a) {
+  const T least = least_kl_of<T>(a);
+  with_parametrization(a.parametrization, [&](auto p) {
+    for_tiles(Grid(a.rows, a.cols), a.execution.threads, [&](const Tile& t) {
+      const ResultGradient<T> grad(a.grad_kl, t, a.elementwise);
+      const Input<T> mean(a.mean, t), spread(a.spread, t);
+      const Output<T> grad_mean(a.grad_mean, t), grad_spread(a.grad_spread, t);
+      if (!a.prior_mean.data && !a.prior_spread.data) {
+        standard_kl_gradients<p.value>(grad.data, mean.data, spread.data, least, grad_mean.data, grad_spread.data,
+                                       t.count);
+      } else {
+        const Input<T> prior_mean(a.prior_mean, t), prior_spread(a.prior_spread, t, math::unit_spread<p.value, T>);
+        const Output<T> grad_prior_mean(a.grad_prior_mean, t), grad_prior_spread(a.grad_prior_spread, t);
+        kl_gradients<p.value>(grad.data, mean.data, spread.data, prior_mean.data, prior_spread.data, least,
+                              grad_mean.data, grad_spread.data, grad_prior_mean.data, grad_prior_spread.data, t.count);
+        grad_prior_mean.store();
+        grad_prior_spread.store();
+      }
+      grad_mean.store();
+      grad_spread.store();
+    });
+  });
+}
+
+template <variate_parametrization p, class T>
+void normal_nll_terms(const T* __restrict mean, const T* __restrict spread, const T* __restrict target,
+                      T* __restrict nll, int64_t count) {
+  for (int64_t i = 0; i < count; ++i) nll[i] = math::normal_nll<p>(mean[i], spread[i], target[i]).nll;
+}
+
+template <class T>
+void normal_nll_forward(const variate_normal_nll_args& a) {
+  with_parametrization(a.parametrization, [&](auto p) {
+    reduce<T>(a, a.nll, [&](const Tile& t, T* out) {
+      const Input<T> mean(a.mean, t), spread(a.spread, t), target(a.target, t);
+      normal_nll_terms<p.value>(mean.data, spread.data, target.data, out, t.count);
+    });
+  });
+}
+
+template <variate_parametrization p, class T>
+void normal_nll_gradients(const T* __restrict grad, const T* __restrict mean, const T* __restrict spread,
+                          const T* __restrict target, T* __restrict grad_mean, T* __restrict grad_spread,
+                          T* __restrict grad_target, int64_t count) {
+  for (int64_t i = 0; i < count; ++i) {
+    const math::NormalNll<T> n = math::normal_nll<p>(mean[i], spread[i], target[i]);
+    grad_mean[i] = -grad[i] * n.scaled_difference;
+    grad_target[i] = grad[i] * n.scaled_difference;
+    grad_spread[i] = grad[i] * n.slope * math::log_variance_slope<p>(spread[i]);
+  }
+}
+
+template <class T>
+void normal_nll_backward(const variate_normal_nll_backward_args& a) {
+  with_parametrization(a.parametrization, [&](auto p) {
+    for_tiles(Grid(a.rows, a.cols), a.execution.threads, [&](const Tile& t) {
+      const ResultGradient<T> grad(a.grad_nll, t, a.elementwise);
+      const Input<T> mean(a.mean, t), spread(a.spread, t), target(a.target, t);
+      const Output<T> grad_mean(a.grad_mean, t), grad_spread(a.grad_spread, t), grad_target(a.grad_target, t);
+      normal_nll_gradients<p.value>(grad.data, mean.data, spread.data, target.data, grad_mean.data, grad_spread.data,
+                                    grad_target.data, t.count);
+      grad_mean.store();
+      grad_spread.store();
+      grad_target.store();
+    });
+  });
+}
+
+template <class T>
+void bernoulli_kl_terms(const T* __restrict logits, const T* __restrict prior, T* __restrict kl, int64_t count) {
+  for (int64_t i = 0; i < count; ++i) kl[i] = math::bernoulli_kl(logits[i], prior[i]).kl;
+}
+
+template <class T>
+void bernoulli_kl_forward(const variate_bernoulli_kl_args& a) {
+  reduce<T>(a, a.kl, [&](const Tile& t, T* out) {
+    const Input<T> logits(a.logits, t), prior(a.prior_logits, t);
+    bernoulli_kl_terms(logits.data, prior.data, out, t.count);
+  });
+}
+
+template <class T>
+void bernoulli_kl_gradients(const T* __restrict grad, const T* __restrict logits, const T* __restrict prior,
+                            T* __restrict grad_logits, T* __restrict grad_prior, int64_t count) {
+  for (int64_t i = 0; i < count; ++i) {
+    const math::BernoulliKl<T> k = math::bernoulli_kl(logits[i], prior[i]);
+    grad_logits[i] = grad[i] * k.grad_logit;
+    grad_prior[i] = grad[i] * k.grad_prior_logit;
+  }
+}
+
+template <class T>
+void bernoulli_kl_backward(const variate_bernoulli_kl_backward_args& a) {
+  for_tiles(Grid(a.rows, a.cols), a.execution.threads, [&](const Tile& t) {
+    const ResultGradient<T> grad(a.grad_kl, t, a.elementwise);
+    const Input<T> logits(a.logits, t), prior(a.prior_logits, t);
+    const Output<T> grad_logits(a.grad_logits, t), grad_prior(a.grad_prior_logits, t);
+    bernoulli_kl_gradients(grad.data, logits.data, prior.data, grad_logits.data, grad_prior.data, t.count);
+    grad_logits.store();
+    grad_prior.store();
+  });
+}
+
+template <class T>
+void bernoulli_nll_terms(const T* __restrict logits, const T* __restrict target, T* __restrict nll, int64_t count) {
+  for (int64_t i = 0; i < count; ++i) nll[i] = math::bernoulli_nll(logits[i], target[i]);
+}
+
+template <class T>
+void bernoulli_nll_forward(const variate_bernoulli_nll_args& a) {
+  reduce<T>(a, a.nll, [&](const Tile& t, T* out) {
+    const Input<T> logits(a.logits, t), target(a.target, t);
+    bernoulli_nll_terms(logits.data, target.data, out, t.count);
+  });
+}
+
+template <class T>
+void bernoulli_nll_gradients(const T* __restrict grad, const T* __restrict logits, const T* __restrict target,
+                             T* __restrict grad_logits, int64_t count) {
+  for (int64_t i = 0; i < count; ++i) grad_logits[i] = grad[i] * math::bernoulli_nll_gradient(logits[i], target[i]);
+}
+
+template <class T>
+void bernoulli_target_gradients(const T* __restrict grad, const T* __restrict logits, T* __restrict grad_target,
+                                int64_t count) {
+  for (int64_t i = 0; i < count; ++i) grad_target[i] = -grad[i] * logits[i];
+}
+
+template <class T>
+void bernoulli_nll_backward(const variate_bernoulli_nll_backward_args& a) {
+  for_tiles(Grid(a.rows, a.cols), a.execution.threads, [&](const Tile& t) {
+    const ResultGradient<T> grad(a.grad_nll, t, a.elementwise);
+    const Input<T> logits(a.logits, t);
+    if (a.grad_logits.data) {
+      const Input<T> target(a.target, t);
+      const Output<T> grad_logits(a.grad_logits, t);
+      bernoulli_nll_gradients(grad.data, logits.data, target.data, grad_logits.data, t.count);
+      grad_logits.store();
     }
     if (a.grad_target.data) {
-      T* __restrict grad = target(a.grad_target, t, grad_buffer);
-      for (int64_t i = 0; i < t.count; ++i) grad[i] = -grad_nll[i] * logits[i];
-      store(a.grad_target, t, grad);
+      const Output<T> grad_target(a.grad_target, t);
+      bernoulli_target_gradients(grad.data, logits.data, grad_target.data, t.count);
+      grad_target.store();
     }
   });
-}
-
-bool is_double(const variate_tensor& logits, const variate_tensor& target) {
-  return logits.dtype == VARIATE_FLOAT64 || target.dtype == VARIATE_FLOAT64;
 }
 
 }  // namespace
 
+void normal_kl(const variate_normal_kl_args& a) {
+  any_double(a.mean, a.spread, a.prior_mean, a.prior_spread) ? kl_forward<double>(a) : kl_forward<float>(a);
+}
+
+void normal_kl_backward(const variate_normal_kl_backward_args& a) {
+  any_double(a.mean, a.spread, a.prior_mean, a.prior_spread) ? kl_backward<double>(a) : kl_backward<float>(a);
+}
+
+void bernoulli_kl(const variate_bernoulli_kl_args& a) {
+  any_double(a.logits, a.prior_logits) ? bernoulli_kl_forward<double>(a) : bernoulli_kl_forward<float>(a);
+}
+
+void bernoulli_kl_backward(const variate_bernoulli_kl_backward_args& a) {
+  any_double(a.logits, a.prior_logits) ? bernoulli_kl_backward<double>(a) : bernoulli_kl_backward<float>(a);
+}
+
+void normal_nll(const variate_normal_nll_args& a) {
+  any_double(a.mean, a.spread, a.target) ? normal_nll_forward<double>(a) : normal_nll_forward<float>(a);
+}
+
+void normal_nll_backward(const variate_normal_nll_backward_args& a) {
+  any_double(a.mean, a.spread, a.target) ? normal_nll_backward<double>(a) : normal_nll_backward<float>(a);
+}
+
 void bernoulli_nll(const variate_bernoulli_nll_args& a) {
-  is_double(a.logits, a.target) ? forward<double>(a) : forward<float>(a);
+  any_double(a.logits, a.target) ? bernoulli_nll_forward<double>(a) : bernoulli_nll_forward<float>(a);
 }
 
 void bernoulli_nll_backward(const variate_bernoulli_nll_backward_args& a) {
-  is_double(a.logits, a.target) ? backward<double>(a) : backward<float>(a);
+  any_double(a.logits, a.target) ? bernoulli_nll_backward<double>(a) : bernoulli_nll_backward<float>(a);
 }
 
 }  // namespace variate::cpu::VARIATE_ISA

@@ -129,6 +129,10 @@ variate_status bernoulli_nll(const variate_bernoulli_nll_args& a) {
   using Bfloat16 = Dense<__nv_bfloat16>;
   using Half = Dense<__half>;
   using Byte = Dense<uint8_t>;
+  if (a.elementwise) {
+    set_error("variate_bernoulli_nll: elementwise has no CUDA kernel yet");
+    return VARIATE_UNSUPPORTED;
+  }
   if (forward_fits<Float, Float>(a)) return forward<Float, Float>(a);
   if (forward_fits<Float, Byte>(a)) return forward<Float, Byte>(a);
   if (forward_fits<Bfloat16, Bfloat16>(a)) return forward<Bfloat16, Bfloat16>(a);
@@ -144,6 +148,10 @@ variate_status bernoulli_nll_backward(const variate_bernoulli_nll_backward_args&
   using Bfloat16 = Dense<__nv_bfloat16>;
   using Half = Dense<__half>;
   using Byte = Dense<uint8_t>;
+  if (a.elementwise) {
+    set_error("variate_bernoulli_nll_backward: elementwise has no CUDA kernel yet");
+    return VARIATE_UNSUPPORTED;
+  }
   if (backward_fits<Float, Float>(a)) return backward<Float, Float>(a);
   if (backward_fits<Float, Byte>(a)) return backward<Float, Byte>(a);
   if (backward_fits<Bfloat16, Bfloat16>(a)) return backward<Bfloat16, Bfloat16>(a);

@@ -43,6 +43,15 @@ struct Shape {
   }
 };
 
+// A [rows, 1] view of a contiguous-or-not [rows] tensor.
+inline variate_tensor column(const Tensor& tensor) {
+  return {tensor.mutable_data_ptr(), dtype_of(tensor.scalar_type()), tensor.dim() ? tensor.stride(0) : 0, 0};
+}
+
+inline variate_tensor column(const OptionalTensor& tensor) {
+  return tensor ? column(*tensor) : variate_tensor{nullptr, VARIATE_FLOAT32, 0, 0};
+}
+
 // A tensor as [rows, cols], in place where its inner dimensions are one stride, else copied. Keeps the copy alive.
 class View {
  public:
@@ -57,6 +66,14 @@ class View {
 
   explicit View(const OptionalTensor& tensor) {
     if (tensor) *this = View(*tensor);
+  }
+
+  // One number per row, as [rows, cols].
+  static View of_rows(const Tensor& rows) {
+    View view;
+    view.tensor_ = rows;
+    view.view_ = column(rows);
+    return view;
   }
 
   variate_tensor get() const { return view_; }
@@ -85,15 +102,6 @@ class View {
   Tensor tensor_;
   variate_tensor view_ = {nullptr, VARIATE_FLOAT32, 0, 0};
 };
-
-// A [rows, 1] view of a contiguous-or-not [rows] tensor.
-inline variate_tensor column(const Tensor& tensor) {
-  return {tensor.mutable_data_ptr(), dtype_of(tensor.scalar_type()), tensor.dim() ? tensor.stride(0) : 0, 0};
-}
-
-inline variate_tensor column(const OptionalTensor& tensor) {
-  return tensor ? column(*tensor) : variate_tensor{nullptr, VARIATE_FLOAT32, 0, 0};
-}
 
 // A new tensor on the device of `like`.
 inline Tensor new_strided(const int64_t* sizes, const int64_t* strides, std::size_t dims, ScalarType dtype,
@@ -153,6 +161,24 @@ class Execution {
   Tensor workspace_;
   variate_execution execution_ = {};
   DeviceGuardHandle guard_ = nullptr;
+};
+
+// One number that a call may be given as a tensor. On the host it travels with a launch on a GPU.
+struct Scalar {
+  variate_tensor tensor = {nullptr, VARIATE_FLOAT32, 0, 0};
+  double value = 0.0;
+
+  Scalar(const OptionalTensor& given, const Tensor& like) {
+    if (!given) return;
+    STD_TORCH_CHECK(given->numel() == 1, "expected one number");
+    tensor = column(*given);
+    if (!like.is_cuda() || given->is_cuda()) return;
+    STD_TORCH_CHECK(tensor.dtype == VARIATE_FLOAT32 || tensor.dtype == VARIATE_FLOAT64,
+                    "expected a float32 or float64 number");
+    value = tensor.dtype == VARIATE_FLOAT64 ? *static_cast<const double*>(tensor.data)
+                                            : *static_cast<const float*>(tensor.data);
+    tensor.data = nullptr;
+  }
 };
 
 // The noise of `rows` samples. Holds the key.

@@ -34,10 +34,25 @@ SCHEMAS = {
         " Tensor? prior_log_var, Tensor? free_bits, Tensor key, SymInt first_sample, bool prior_needs_grad)"
         " -> (Tensor, Tensor, Tensor, Tensor)"
     ),
-    "bernoulli_nll": "(Tensor logits, Tensor target) -> Tensor",
-    "bernoulli_nll_backward": (
-        "(Tensor grad_nll, Tensor logits, Tensor target, bool target_needs_grad) -> (Tensor, Tensor)"
+    "normal_kl": (
+        "(Tensor mean, Tensor spread, Tensor? prior_mean, Tensor? prior_spread, Tensor? free_bits,"
+        " bool elementwise=False, int parametrization=0) -> Tensor"
     ),
+    "normal_kl_backward": (
+        "(Tensor grad_kl, Tensor mean, Tensor spread, Tensor? prior_mean, Tensor? prior_spread,"
+        " Tensor? free_bits, int wanted, int parametrization=0) -> (Tensor, Tensor, Tensor, Tensor)"
+    ),
+    "bernoulli_kl": "(Tensor logits, Tensor prior_logits, bool elementwise=False) -> Tensor",
+    "bernoulli_kl_backward": ("(Tensor grad_kl, Tensor logits, Tensor prior_logits, int wanted) -> (Tensor, Tensor)"),
+    "normal_nll": (
+        "(Tensor mean, Tensor spread, Tensor target, bool elementwise=False, int parametrization=0) -> Tensor"
+    ),
+    "normal_nll_backward": (
+        "(Tensor grad_nll, Tensor mean, Tensor spread, Tensor target, int wanted, int parametrization=0)"
+        " -> (Tensor, Tensor, Tensor)"
+    ),
+    "bernoulli_nll": "(Tensor logits, Tensor target, bool elementwise=False) -> Tensor",
+    "bernoulli_nll_backward": "(Tensor grad_nll, Tensor logits, Tensor target, int wanted) -> (Tensor, Tensor)",
     "importance_weighted_bound": "(Tensor log_weight, bool leave_one_out) -> (Tensor, Tensor, Tensor, Tensor)",
 }
 

@@ -6,7 +6,7 @@ from . import bound, elbo, logistic, random, reparam
 from ._backend import backends, register_triton, use_backend
 from ._checks import set_debug
 from .bound import ImportanceBound, importance_weighted_bound
-from .elbo import bernoulli_nll
+from .elbo import bernoulli_kl, bernoulli_nll, normal_kl, normal_nll
 from .logistic import (
     discretized_logistic_mixture_nll,
     discretized_logistic_mixture_sample,
@@ -19,6 +19,7 @@ register_triton()
 __all__ = [
     "ImportanceBound",
     "backends",
+    "bernoulli_kl",
     "bernoulli_nll",
     "bound",
     "discretized_logistic_mixture_nll",
@@ -27,6 +28,8 @@ __all__ = [
     "elbo",
     "importance_weighted_bound",
     "logistic",
+    "normal_kl",
+    "normal_nll",
     "normal_rsample",
     "normal_rsample_kl",
     "random",

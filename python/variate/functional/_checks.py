@@ -97,11 +97,20 @@ def scalar(name: str, value: float | Tensor, like: Tensor) -> Tensor | None:
         raise TypeError(f"{name}: expected a number or a 0-d tensor, got {type(value).__name__}")
     if not value >= 0:
         raise ValueError(f"{name}: expected at least 0, got {value}")
-    if value == 0:
-        return None
+    return None if value == 0 else _full(value, torch.float64, torch.device("cpu"))
+
+
+def number(name: str, value: float, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """A setting that people anneal, as a 0-d tensor."""
+    if not isinstance(value, (int, float)) or isinstance(value, bool):
+        raise TypeError(f"{name}: expected a number or a tensor, got {type(value).__name__}")
+    return _full(value, dtype, device)
+
+
+def _full(value: float, dtype: torch.dtype, device: torch.device) -> Tensor:
     if torch.compiler.is_compiling():  # a sum takes a symbol, where full would make a graph for each value
-        return torch.zeros((), dtype=torch.float64) + value
-    return torch.full((), value, dtype=torch.float64)
+        return torch.zeros((), dtype=dtype, device=device) + value
+    return torch.full((), value, dtype=dtype, device=device)
 
 
 def unit_interval(name: str, value: Tensor) -> None:

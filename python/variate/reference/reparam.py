@@ -5,8 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from . import random
-from ._rows import sum_rows
+from . import elbo, random
 
 
 def normal_rsample(
@@ -32,20 +31,7 @@ def normal_rsample_kl(
     first_sample: int = 0,
 ) -> tuple[Tensor, Tensor]:
     z = normal_rsample(mean, log_var, key=key, generator=generator, first_sample=first_sample)
-    if prior_mean is None and prior_log_var is None:
-        kl = 0.5 * (mean.square() + log_var.exp() - 1 - log_var)
-    else:
-        difference = mean if prior_mean is None else mean - prior_mean
-        log_ratio = log_var if prior_log_var is None else log_var - prior_log_var
-        square = difference.square() if prior_log_var is None else difference.square() * torch.exp(-prior_log_var)
-        kl = 0.5 * (torch.exp(log_ratio) - 1 - log_ratio + square)
-    if isinstance(free_bits, Tensor):
-        # A free_bits of 0 switches it off: rounding below 0 still passes its gradient.
-        floor = free_bits.to(kl)
-        kl = torch.where((floor <= 0) | ~(kl < floor), kl, floor)
-    elif free_bits > 0:
-        kl = kl.clamp(min=free_bits)
-    return z, sum_rows(kl)
+    return z, elbo.normal_kl(mean, log_var, prior_mean, prior_log_var, free_bits=free_bits)
 
 
 def _noise(
