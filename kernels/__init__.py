@@ -12,7 +12,13 @@ from .elbo import (
     normal_nll_backward,
 )
 from .random import bernoulli, bits, categorical, exponential, fold_in, gumbel, normal, randint, uniform
-from .reparam import normal_rsample, normal_rsample_kl, normal_rsample_kl_backward
+from .reparam import (
+    location_scale_rsample,
+    location_scale_rsample_backward,
+    normal_rsample,
+    normal_rsample_kl,
+    normal_rsample_kl_backward,
+)
 
 __all__ = [
     "bernoulli",
@@ -26,6 +32,8 @@ __all__ = [
     "fold_in",
     "gumbel",
     "importance_weighted_bound",
+    "location_scale_rsample",
+    "location_scale_rsample_backward",
     "normal",
     "normal_kl",
     "normal_kl_backward",

@@ -112,6 +112,13 @@ def log_split(x):
 
 
 @triton.jit
+def log_split_complement(x):
+    """The same of 1 - x for x in [0, 1/2], without rounding it."""
+    reduce = x > hex_float("0x1.2bec34p-2")  # 1 - x < sqrt(1/2): double it
+    return tl.where(reduce, -1.0, 0.0), tl.where(reduce, tl.fma(x, -2.0, 1.0), -x)
+
+
+@triton.jit
 def log(x):
     """log(x) of a positive normal float32 x."""
     exponent, f = log_split(x)

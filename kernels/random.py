@@ -10,7 +10,16 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .elementary import hex_float, log, log_reduced, log_split, sincos_2pi
+from .elementary import (
+    bits_of,
+    float_of,
+    hex_float,
+    log,
+    log_reduced,
+    log_split,
+    log_split_complement,
+    sincos_2pi,
+)
 from .philox import fold_in_key, interleave4, load_key, noise_words
 from .tiles import (
     launch,
@@ -40,21 +49,52 @@ def normal_pair(word_0, word_1):
 
 
 @triton.jit
+def minus_log(u, v, upper):
+    """-log(u), always positive; where `upper`, u > 1/2, it is -log1p(-v), v = 1 - u, precise for small values."""
+    exponent, f = log_split(u)
+    upper_exponent, upper_f = log_split_complement(v)
+    return -log_reduced(tl.where(upper, upper_exponent, exponent), tl.where(upper, upper_f, f))
+
+
+@triton.jit
 def exponential_draw(word):
-    """-log(u), always positive; for u > 1/2 it is -log1p(-uniform(~word)), precise for small values."""
-    upper = word >= 0x80000000
-    exponent, f = log_split(uniform_draw(word))
-    v = uniform_draw(word ^ 0xFFFFFFFF)  # 1 - u
-    reduce = v > hex_float("0x1.2bec34p-2")  # 1 - v < sqrt(1/2): double it
-    upper_f = tl.where(reduce, tl.fma(v, -2.0, 1.0), -v)
-    upper_e = tl.where(reduce, -1.0, 0.0)
-    return -log_reduced(tl.where(upper, upper_e, exponent), tl.where(upper, upper_f, f))
+    """-log(u)."""
+    return minus_log(uniform_draw(word), uniform_draw(word ^ 0xFFFFFFFF), word >= 0x80000000)
 
 
 @triton.jit
 def gumbel_draw(word):
     """-log(-log(u))."""
     return -log(exponential_draw(word))
+
+
+@triton.jit
+def half_word(word):
+    """The smaller of word and ~word, below 2^31: the draws symmetric in u and 1 - u are made of it."""
+    return tl.where(word >= 0x80000000, word ^ 0xFFFFFFFF, word)
+
+
+@triton.jit
+def signed_by(word, x):
+    """x where u > 1/2, else -x, also of 0."""
+    return float_of(bits_of(x) ^ ((word ^ 0x80000000) & 0x80000000))
+
+
+@triton.jit
+def logistic_draw(word):
+    """log(u) - log(1 - u)."""
+    u = uniform_draw(half_word(word))
+    exponent, f = log_split_complement(u)
+    return signed_by(word, log_reduced(exponent, f) - log(u))
+
+
+@triton.jit
+def laplace_draw(word):
+    """log(2 u), and -log(2 - 2 u) for u > 1/2."""
+    half = half_word(word)
+    u = tl.fma(half.to(tl.float32), hex_float("0x1p-31"), hex_float("0x1p-32"))
+    v = tl.fma((half ^ 0x7FFFFFFF).to(tl.float32), hex_float("0x1p-31"), hex_float("0x1p-32"))
+    return signed_by(word, minus_log(u, v, half >= 0x40000000))
 
 
 @triton.jit

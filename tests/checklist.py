@@ -175,7 +175,26 @@ def kernel_noise() -> Iterator[None]:
         for name in names:
             kernel = getattr(variate.random, name)
             stack.enter_context(mock.patch.object(variate.reference.random, name, kernel))
+        stack.enter_context(mock.patch.object(variate.reference.reparam, "base_noise", _kernel_base_noise))
         yield
+
+
+def _kernel_base_noise(
+    base: str,
+    size: tuple[int, ...],
+    samples: int | None,
+    antithetic: bool,
+    key: Tensor,
+    generator: None,
+    first_sample: int,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> Tensor:
+    """variate.reference.reparam.base_noise by the kernel: 0 + 1 noise."""
+    rsample = getattr(variate.functional, f"{base}_rsample")
+    zeros, ones = torch.zeros(size, device=device), torch.ones(size, device=device)
+    drawn = rsample(zeros, scale=ones, samples=samples, antithetic=antithetic, key=key, first_sample=first_sample)
+    return drawn.to(dtype)
 
 
 def assert_same_bits(actual: Tensors, expected: Tensors) -> None:

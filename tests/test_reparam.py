@@ -52,7 +52,42 @@ def raw_kl(tensors, key):
     ]
 
 
+def location_scale(base, spread, samples, antithetic=False):
+    """A case whose second argument is the spread of that name."""
+
+    def of(module):
+        rsample = getattr(module, f"{base}_rsample")
+
+        def function(loc, spread_tensor, **options):
+            z = rsample(loc, **{spread: spread_tensor}, samples=samples, antithetic=antithetic, **options)
+            return z if samples is None else z.movedim(0, -1)  # the checklist's dimension 0 is that of the inputs
+
+        return function
+
+    how = samples or 0, antithetic, BASES.index(base), SPREADS.index(spread)
+
+    def raw(tensors, key):
+        loc = tensors[0]
+        grad_z = loc.expand(samples, *loc.shape) if samples else loc
+        return [
+            (torch.ops.variate.location_scale_rsample.default, (*tensors, key, 3, *how)),
+            (torch.ops.variate.location_scale_rsample_backward.default, (grad_z, *tensors, key, 3, *how)),
+        ]
+
+    name = f"{base}_rsample, {spread}, samples={samples}{', antithetic' if antithetic else ''}"
+    arg = Arg(spread, lambda n: n.clamp(-3, 3) if spread != "scale" else 0.1 + n.abs())
+    return OpCase(name, of(functional), of(reference.reparam), (MEAN, arg), raw, stochastic=True)
+
+
+BASES = ("normal", "logistic", "laplace", "gumbel")
+SPREADS = ("log_var", "log_scale", "scale")
+
 CASES = (
+    location_scale("normal", "log_var", 3, antithetic=True),
+    location_scale("normal", "scale", None),
+    location_scale("logistic", "log_scale", None),
+    location_scale("laplace", "scale", 2),
+    location_scale("gumbel", "log_scale", 5, antithetic=True),
     OpCase(
         "normal_rsample",
         functional.normal_rsample,
@@ -177,8 +212,8 @@ def test_broadcast_priors_get_summed_gradients() -> None:
 
 @pytest.mark.parametrize("needed", list(itertools.product([False, True], repeat=4)))
 def test_gradients_only_where_they_are_needed(needed: tuple[bool, ...]) -> None:
-    tensors = make(CASES[2], (5, 19))
-    everything = run(CASES[2], tensors).gradients
+    tensors = make(CASES[-1], (5, 19))
+    everything = run(CASES[-1], tensors).gradients
     leaves = [t.clone().requires_grad_(need) for t, need in zip(tensors, needed, strict=True)]
     outputs = functional.normal_rsample_kl(*leaves, free_bits=0.3, key=key())
     assert outputs[1].requires_grad == any(needed)
@@ -190,7 +225,7 @@ def test_gradients_only_where_they_are_needed(needed: tuple[bool, ...]) -> None:
 
 def test_only_one_output_used() -> None:
     """The gradients through z alone and through kl alone sum to those through both."""
-    tensors = [t.requires_grad_() for t in make(CASES[2], (5, 19), torch.float64)]
+    tensors = [t.requires_grad_() for t in make(CASES[-1], (5, 19), torch.float64)]
 
     def gradient(through: Callable[[Tensor, Tensor], Tensor]) -> list[Tensor]:
         z, kl = functional.normal_rsample_kl(*tensors, free_bits=0.3, key=key())
@@ -410,7 +445,7 @@ Z = torch.zeros(3, 4)
 def test_errors(args, options, error: type[Exception], names: str) -> None:
     with pytest.raises(error, match=names):
         functional.normal_rsample_kl(*args, **options)
-    if len(args) == 2 and "free_bits" not in options:
+    if len(args) == 2 and "free_bits" not in options and None not in args and "shape of mean" not in names:
         with pytest.raises(error, match=names):
             functional.normal_rsample(*args, **options)
 

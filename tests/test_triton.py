@@ -388,6 +388,68 @@ def test_normal_rsample_kl_backward(interpreted, dtype, free_bits, given):
     assert unwanted[2].numel() == unwanted[3].numel() == 0
 
 
+BASES = ("normal", "logistic", "laplace", "gumbel")
+
+
+def noise_of(base, rows, cols, key, first_sample):
+    """The noise of variate_base, and its mirror image."""
+    if base == "normal":
+        noise = normals_of(rows, cols, key, first_sample)
+        return noise, -noise
+    words = words_of(rows, cols, key, first_sample)
+    lower, upper = exponentials_of(words), exponentials_of(words ^ np.uint64(0xFFFFFFFF))  # -log u, -log(1 - u)
+    if base == "gumbel":
+        return torch.from_numpy(-np.log(lower)), torch.from_numpy(-np.log(upper))
+    if base == "logistic":
+        noise = upper - lower
+    else:
+        half = np.where(words < 2**31, words, words ^ np.uint64(0xFFFFFFFF))  # 2 u = (half + 1/2) 2^-31
+        near = (half.astype(np.float32).astype(np.float64) * 2.0**-31 + 2.0**-32).astype(np.float32)
+        rest = np.uint64(2**31 - 1) - half
+        far = (rest.astype(np.float32).astype(np.float64) * 2.0**-31 + 2.0**-32).astype(np.float32)
+        magnitude = np.where(half < 2**30, -np.log(near.astype(np.float64)), -np.log1p(-far.astype(np.float64)))
+        noise = np.where(words < 2**31, -magnitude, magnitude)
+    return torch.from_numpy(noise), torch.from_numpy(-noise)
+
+
+@pytest.mark.parametrize(
+    ("base", "dtype", "samples", "antithetic"),
+    [
+        *[(base, torch.float32, 0, False) for base in BASES],
+        *[(base, torch.float32, 5, True) for base in BASES],
+        ("logistic", torch.float64, 19, False),
+        ("laplace", torch.float16, 3, False),
+        ("gumbel", torch.float32, 35, True),
+    ],
+)
+def test_location_scale_rsample(interpreted, base, dtype, samples, antithetic):
+    """Few samples are one program's; many are those of several, whose sums are added."""
+    loc, spread = example((3, 14), dtype)
+    parametrization = BASES.index(base) % 3
+    how = (tensor_of(KEY), 2, samples, antithetic, BASES.index(base), parametrization)
+    noise = []
+    for draw in range((max(samples, 1) + antithetic) // (1 + antithetic)):
+        noise += noise_of(base, 3, 14, KEY if draw == 0 else folded(KEY, draw), 2)[: 1 + antithetic]
+    noise = torch.stack(noise[: max(samples, 1)])
+    leaves = [t.double().requires_grad_() for t in (loc, spread)]
+    sigma = (torch.exp(0.5 * leaves[1]), torch.exp(leaves[1]), leaves[1])[parametrization]
+    expected = leaves[0] + sigma * noise
+    z = interpreted.location_scale_rsample(loc, spread, *how)
+    assert z.dtype == dtype and z.shape == (loc.shape if samples == 0 else (samples, *loc.shape))
+    close(z, expected.detach().view(z.shape), dtype, scale=20.0 if dtype.itemsize >= 4 else 3.0)
+    grad_z = example(expected.shape, dtype, seed=3)[0]
+    gradients = torch.autograd.grad(expected, leaves, grad_z.double())
+    actual = interpreted.location_scale_rsample_backward(grad_z.view(z.shape), loc, spread, *how)
+    for gradient, value in zip(actual, gradients, strict=True):
+        assert gradient.dtype == dtype
+        close(gradient, value, dtype, scale=100.0 if dtype.itemsize >= 4 else 2.0)  # a sum of as many terms
+    one = torch.ones((), dtype=dtype).expand(z.shape)  # a gradient of stride 0
+    assert torch.equal(
+        interpreted.location_scale_rsample_backward(one, loc, spread, *how)[1],
+        interpreted.location_scale_rsample_backward(one.contiguous(), loc, spread, *how)[1],
+    )
+
+
 def test_nan_stays_where_it_came_in(interpreted):
     mean, log_var = example((4, 30))
     mean[1, 7] = math.nan
@@ -525,6 +587,16 @@ def launches(dtype, rows, cols):
         "learned_prior_backward": lambda: kernels.normal_rsample_kl_backward(
             x, row, x, x, x, x, free_bits, key, 0, True
         ),
+        **{
+            f"{base}_samples": lambda i=i: kernels.location_scale_rsample(x, x, key, 0, 5, i % 2 == 0, i, i % 3)
+            for i, base in enumerate(BASES)
+        },
+        **{
+            f"{base}_samples_backward": lambda i=i: kernels.location_scale_rsample_backward(
+                x.expand(5, rows, cols).contiguous(), x, x, key, 0, 5, i % 2 == 0, i, i % 3
+            )
+            for i, base in enumerate(BASES)
+        },
         "bernoulli_nll": lambda: kernels.bernoulli_nll(x, x),
         "bernoulli_nll_backward": lambda: kernels.bernoulli_nll_backward(row, x, x, 3),
         "categorical": lambda: kernels.categorical(x, key, 0),
@@ -560,6 +632,7 @@ def test_short_rows_integers_and_batched_keys_compile_without_spills(capability)
     kernels = load_kernels()
     keys = torch.zeros(64, 2, dtype=torch.int64)
     integers = torch.zeros(64, 32, dtype=torch.int64)
+    x = torch.zeros(64, 32)
     calls = [
         *launches(torch.float32, 64, 20).values(),
         lambda: kernels.bits(integers, keys[0], 0),
@@ -570,6 +643,8 @@ def test_short_rows_integers_and_batched_keys_compile_without_spills(capability)
         lambda: kernels.categorical(torch.zeros(64, 3, 7), keys, 0),
         lambda: kernels.importance_weighted_bound(torch.zeros(50, 128), True),
         lambda: kernels.importance_weighted_bound(torch.zeros(1, 128), False),
+        lambda: kernels.location_scale_rsample(x, x, keys, 0, 40, False, 1, 2),
+        lambda: kernels.location_scale_rsample_backward(x.expand(40, 64, 32), x, x, keys, 0, 40, True, 3, 1),
     ]
     for call in calls:
         for kernel in aot.compiled(capability, call):
@@ -608,6 +683,10 @@ def draws_of(call, key):
         "exponential": call("exponential", floats, key, 2),
         "gumbel": call("gumbel", floats, key, 2),
         "normal_rsample": call("normal_rsample", probs, -probs, key, 2),
+        **{
+            f"{base}_samples": call("location_scale_rsample", probs, -probs, key, 2, 3, True, i, i % 3)
+            for i, base in enumerate(BASES)
+        },
     }
 
 
@@ -628,7 +707,8 @@ def test_draws_equal_the_compiled_library_in_bits(interpreted):
     actual = draws_of(lambda name, *args: getattr(interpreted, name)(*args), tensor_of(KEY))
     expected = draws_of(compiled_op, tensor_of(KEY))
     if tuple(int(x) for x in triton.__version__.split(".")[:2]) < (3, 9):  # its interpreter rounds an fma twice
-        for name in ("normal", "exponential", "gumbel", "normal_rsample"):
+        inexact = ("normal", "exponential", "gumbel", "normal_rsample", *(f"{base}_samples" for base in BASES))
+        for name in inexact:
             close(actual.pop(name), expected[name].double(), scale=3.0)
     same_bits(actual, expected)
 

@@ -20,6 +20,20 @@ bool no_elements(const Args& a) {
   return a.rows == 0 || a.cols == 0;
 }
 
+template <class Args>
+void check_samples(Checks& checks, const Args& a) {
+  checks.size(a.rows, "rows");
+  checks.size(a.cols, "cols");
+  checks.noise(a.noise, a.rows);
+  checks.execution(a.execution, 0);
+  checks.require(a.samples >= 1, "samples must be at least 1, got %lld", static_cast<long long>(a.samples));
+  checks.require(a.antithetic == 0 || a.antithetic == 1, "antithetic must be 0 or 1, got %d",
+                 static_cast<int>(a.antithetic));
+  checks.require(a.base >= VARIATE_BASE_NORMAL && a.base <= VARIATE_BASE_GUMBEL,
+                 "base must lie in [VARIATE_BASE_NORMAL, VARIATE_BASE_GUMBEL], got %d", static_cast<int>(a.base));
+  checks.parametrization(a.parametrization);
+}
+
 }  // namespace
 
 extern "C" {
@@ -68,5 +82,29 @@ VARIATE_API variate_status variate_normal_rsample_kl_backward(const variate_norm
   };
   return run(__func__, args, check, no_elements, &cpu::Kernels::normal_rsample_kl_backward,
              VARIATE_CUDA_KERNEL(normal_rsample_kl_backward));
+}
+
+VARIATE_API variate_status variate_location_scale_rsample(const variate_location_scale_rsample_args* args) {
+  const auto check = [](Checks& checks, const variate_location_scale_rsample_args& a) {
+    check_samples(checks, a);
+    if (no_elements(a)) return;
+    checks.tensor(a.loc, "loc", is_floating);
+    checks.tensor(a.spread, "spread", is_floating);
+    checks.tensor(a.z, "z", is_floating);
+  };
+  return run(__func__, args, check, no_elements, &cpu::Kernels::location_scale_rsample, nullptr);
+}
+
+VARIATE_API variate_status
+variate_location_scale_rsample_backward(const variate_location_scale_rsample_backward_args* args) {
+  const auto check = [](Checks& checks, const variate_location_scale_rsample_backward_args& a) {
+    check_samples(checks, a);
+    if (no_elements(a)) return;
+    checks.tensor(a.grad_z, "grad_z", is_floating);
+    checks.tensor(a.spread, "spread", is_floating);
+    checks.optional_tensor(a.grad_loc, "grad_loc", is_floating);
+    checks.optional_tensor(a.grad_spread, "grad_spread", is_floating);
+  };
+  return run(__func__, args, check, no_elements, &cpu::Kernels::location_scale_rsample_backward, nullptr);
 }
 }

@@ -25,6 +25,8 @@ struct Kernels {
   void (*bernoulli_kl_backward)(const variate_bernoulli_kl_backward_args&);
   void (*normal_nll)(const variate_normal_nll_args&);
   void (*normal_nll_backward)(const variate_normal_nll_backward_args&);
+  void (*location_scale_rsample)(const variate_location_scale_rsample_args&);
+  void (*location_scale_rsample_backward)(const variate_location_scale_rsample_backward_args&);
   void (*bernoulli_nll)(const variate_bernoulli_nll_args&);
   void (*bernoulli_nll_backward)(const variate_bernoulli_nll_backward_args&);
   void (*discretized_logistic_nll)(const variate_discretized_logistic_nll_args&);
@@ -71,6 +73,8 @@ void bernoulli_kl(const variate_bernoulli_kl_args&);
 void bernoulli_kl_backward(const variate_bernoulli_kl_backward_args&);
 void normal_nll(const variate_normal_nll_args&);
 void normal_nll_backward(const variate_normal_nll_backward_args&);
+void location_scale_rsample(const variate_location_scale_rsample_args&);
+void location_scale_rsample_backward(const variate_location_scale_rsample_backward_args&);
 void bernoulli_nll(const variate_bernoulli_nll_args&);
 void bernoulli_nll_backward(const variate_bernoulli_nll_backward_args&);
 void discretized_logistic_nll(const variate_discretized_logistic_nll_args&);

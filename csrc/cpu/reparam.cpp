@@ -195,6 +195,121 @@ void backward(const variate_normal_rsample_kl_backward_args& a) {
   });
 }
 
+template <float (*draw)(uint32_t)>
+void map_words(const uint32_t* __restrict words, float* __restrict noise, int64_t count) {
+  for (int64_t i = 0; i < count; ++i) noise[i] = draw(words[i]);
+}
+
+float mirrored_gumbel(uint32_t word) { return math::gumbel(~word); }
+
+void noise_of(variate_base base, const uint32_t* words, float* noise, int64_t count) {
+  switch (base) {
+    case VARIATE_BASE_NORMAL: return normals_of(words, noise, count);
+    case VARIATE_BASE_LOGISTIC: return map_words<math::logistic>(words, noise, count);
+    case VARIATE_BASE_LAPLACE: return map_words<math::laplace>(words, noise, count);
+    case VARIATE_BASE_GUMBEL: return map_words<math::gumbel>(words, noise, count);
+  }
+}
+
+// The noise of a tile, sample after sample.
+template <class Args>
+class SampleNoise {
+ public:
+  SampleNoise(const Args& args, const Tile& tile) : args_(args), tile_(tile) {}
+
+  const float* next() {
+    const int64_t sample = next_++;
+    if (args_.antithetic && sample % 2) {
+      mirror();
+    } else {
+      tile_words(args_.noise, tile_, words_, args_.antithetic ? sample / 2 : sample);
+      noise_of(args_.base, words_.data, noise_.data, tile_.count);
+    }
+    return noise_.data;
+  }
+
+ private:
+  // From the noise of the uniforms u to that of 1 - u.
+  void mirror() {
+    if (args_.base == VARIATE_BASE_GUMBEL) return map_words<mirrored_gumbel>(words_.data, noise_.data, tile_.count);
+    for (int64_t i = 0; i < tile_.count; ++i) noise_.data[i] = -noise_.data[i];
+  }
+
+  const Args& args_;
+  const Tile& tile_;
+  WordBuffer words_;
+  Buffer<float> noise_;
+  int64_t next_ = 0;
+};
+
+// sigma of a tile: the spread itself, or in `buffer`.
+template <class T>
+const T* load_sigma(const variate_tensor& spread, variate_parametrization parametrization, const Tile& t,
+                    Buffer<T>& buffer) {
+  const T* given = load(spread, t, buffer);
+  if (parametrization == VARIATE_SCALE) return given;
+  const T half = parametrization == VARIATE_LOG_VAR ? T(0.5) : T(1);
+  T* sigma = buffer.data;
+  for (int64_t i = 0; i < t.count; ++i) sigma[i] = math::exp(half * given[i]);
+  return sigma;
+}
+
+template <class T>
+void shift_and_scale(const T* __restrict loc, const T* __restrict sigma, const float* __restrict noise, T* __restrict z,
+                     int64_t count) {
+  for (int64_t i = 0; i < count; ++i) z[i] = math::fma(sigma[i], static_cast<T>(noise[i]), loc[i]);
+}
+
+template <class T>
+void samples(const variate_location_scale_rsample_args& a) {
+  const auto body = [&](const Tile& t) {
+    SampleNoise noise(a, t);
+    Buffer<T> loc_buffer, sigma_buffer, z_buffer;
+    const T* loc = load(a.loc, t, loc_buffer);
+    const T* sigma = load_sigma(a.spread, a.parametrization, t, sigma_buffer);
+    for (int64_t k = 0; k < a.samples; ++k) {
+      const variate_tensor z_k = part(a.z, k * a.z_sample_stride);
+      T* z = target(z_k, t, z_buffer);
+      shift_and_scale(loc, sigma, noise.next(), z, t.count);
+      store(z_k, t, z);
+    }
+  };
+  for_tiles(Grid(a.rows, a.cols), a.execution.threads, body, a.samples);
+}
+
+// Sums over the samples: of the gradient, and of the gradient times the noise.
+template <class T>
+void add_sample(const T* __restrict grad_z, const float* __restrict noise, T* __restrict sum, T* __restrict noise_sum,
+                int64_t count) {
+  for (int64_t i = 0; i < count; ++i) {
+    sum[i] += grad_z[i];
+    noise_sum[i] = math::fma(grad_z[i], static_cast<T>(noise[i]), noise_sum[i]);
+  }
+}
+
+template <class T>
+void samples_backward(const variate_location_scale_rsample_backward_args& a) {
+  const auto body = [&](const Tile& t) {
+    SampleNoise noise(a, t);
+    Buffer<T> grad_z_buffer, grad_loc_buffer, grad_spread_buffer, sigma_buffer;
+    T* grad_loc = optional_target(a.grad_loc, t, grad_loc_buffer);
+    T* grad_spread = optional_target(a.grad_spread, t, grad_spread_buffer);
+    for (int64_t i = 0; i < t.count; ++i) grad_loc[i] = grad_spread[i] = T(0);
+    for (int64_t k = 0; k < a.samples; ++k) {
+      const T* grad_z = load(part(a.grad_z, k * a.grad_z_sample_stride), t, grad_z_buffer);
+      add_sample(grad_z, noise.next(), grad_loc, grad_spread, t.count);
+    }
+    if (a.parametrization != VARIATE_SCALE) {  // d sigma / d log sigma = sigma, d sigma / d log sigma^2 = sigma / 2
+      const T chain = a.parametrization == VARIATE_LOG_VAR ? T(0.5) : T(1);
+      const T* __restrict sigma = load_sigma(a.spread, a.parametrization, t, sigma_buffer);
+      for (int64_t i = 0; i < t.count; ++i) grad_spread[i] *= chain * sigma[i];
+    }
+    store(a.grad_loc, t, grad_loc);
+    store(a.grad_spread, t, grad_spread);
+  };
+  for_tiles(Grid(a.rows, a.cols), a.execution.threads, body, a.samples);
+}
+
 template <class... Tensor>
 bool any_double(const Tensor&... tensors) {
   return ((tensors.data && tensors.dtype == VARIATE_FLOAT64) || ...);
@@ -208,6 +323,14 @@ void normal_rsample_kl(const variate_normal_rsample_kl_args& a) {
 
 void normal_rsample_kl_backward(const variate_normal_rsample_kl_backward_args& a) {
   any_double(a.mean, a.log_var, a.prior_mean, a.prior_log_var) ? backward<double>(a) : backward<float>(a);
+}
+
+void location_scale_rsample(const variate_location_scale_rsample_args& a) {
+  any_double(a.loc, a.spread) ? samples<double>(a) : samples<float>(a);
+}
+
+void location_scale_rsample_backward(const variate_location_scale_rsample_backward_args& a) {
+  any_double(a.grad_z, a.spread) ? samples_backward<double>(a) : samples_backward<float>(a);
 }
 
 }  // namespace variate::cpu::VARIATE_ISA

@@ -49,10 +49,11 @@ struct Grid {
   }
 };
 
+// `passes`: how often a body goes over its tile.
 template <class Body>
-void for_tiles(const Grid& grid, int threads, Body body) {
+void for_tiles(const Grid& grid, int threads, Body body, int64_t passes = 1) {
   const int64_t tiles = grid.row_tiles * grid.col_tiles;
-  const bool parallel = threads > 1 && grid.rows * grid.cols >= parallel_grain;
+  const bool parallel = threads > 1 && grid.rows * grid.cols >= (parallel_grain + passes - 1) / passes;
   if (!parallel) {
     for (int64_t i = 0; i < tiles; ++i) body(grid.tile(i));
     return;
@@ -236,6 +237,12 @@ static inline void store(const variate_tensor& tensor, const Tile& t, const T* f
       }
     }
   });
+}
+
+// The part of a tensor that begins `offset` elements in.
+static inline variate_tensor part(variate_tensor tensor, int64_t offset) {
+  with_type(tensor.dtype, [&](auto* type) { tensor.data = static_cast<decltype(type)>(tensor.data) + offset; });
+  return tensor;
 }
 
 // One element of a tensor, as T.

@@ -53,11 +53,12 @@ inline variate_tensor column(const OptionalTensor& tensor) {
 }
 
 // A tensor as [rows, cols], in place where its inner dimensions are one stride, else copied. Keeps the copy alive.
+// With `leading` 1, dimension 0 counts copies of such a tensor, `leading_stride` apart, and the first is the view.
 class View {
  public:
   View() = default;
 
-  explicit View(const Tensor& tensor) : tensor_(tensor) {
+  explicit View(const Tensor& tensor, std::size_t leading = 0) : tensor_(tensor), leading_(leading) {
     if (!strides()) {
       tensor_ = torch::stable::contiguous(tensor);
       strides();
@@ -77,12 +78,13 @@ class View {
   }
 
   variate_tensor get() const { return view_; }
+  int64_t leading_stride() const { return leading_ ? tensor_.strides()[0] : 0; }
 
  private:
   bool strides() {
     const auto sizes = tensor_.sizes();
     const auto steps = tensor_.strides();
-    const std::size_t first = sizes.size() > 1 ? 1 : 0;
+    const std::size_t first = leading_ + (sizes.size() > leading_ + 1 ? 1 : 0);
     int64_t step = 1, covered = 1;
     bool found = false;
     for (std::size_t d = sizes.size(); d-- > first;) {
@@ -95,11 +97,12 @@ class View {
       }
       covered *= sizes[d];
     }
-    view_ = {tensor_.mutable_data_ptr(), dtype_of(tensor_.scalar_type()), first ? steps[0] : 0, step};
+    view_ = {tensor_.mutable_data_ptr(), dtype_of(tensor_.scalar_type()), first > leading_ ? steps[leading_] : 0, step};
     return true;
   }
 
   Tensor tensor_;
+  std::size_t leading_ = 0;
   variate_tensor view_ = {nullptr, VARIATE_FLOAT32, 0, 0};
 };
 

@@ -121,6 +121,89 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> normal_rsample_kl_backward(
   return {grad_mean, grad_log_var, grad_prior_mean, grad_prior_log_var};
 }
 
+// What both directions of location_scale_rsample read. With samples = 0 there is one, and z has no dimension for it.
+class Samples {
+ public:
+  Samples(const Tensor& loc, const Tensor& spread, const Tensor& key, int64_t first_sample, int64_t samples,
+          bool antithetic, int64_t base, int64_t parametrization)
+      : shape_(loc.sizes()),
+        execution_(loc),
+        noise_(key, shape_.rows, first_sample, &loc),
+        spread_(spread),
+        samples_(samples),
+        antithetic_(antithetic),
+        base_(static_cast<int>(base)),
+        parametrization_(static_cast<int>(parametrization)) {
+    check_same(loc, spread, "scale must have the shape and device of loc");
+    STD_TORCH_CHECK(samples >= 0, "samples must be at least 0");
+    STD_TORCH_CHECK(base >= 0 && base <= 3, "base must lie in [0, 3]");
+    STD_TORCH_CHECK(parametrization >= 0 && parametrization <= 2, "parametrization must lie in [0, 2]");
+    const auto sizes = loc.sizes();
+    if (samples > 0) z_sizes_.push_back(samples);
+    z_sizes_.insert(z_sizes_.end(), sizes.begin(), sizes.end());
+  }
+
+  template <class Args>
+  void fill(Args& args) const {
+    args.struct_size = sizeof args;
+    args.execution = execution_.get();
+    args.noise = noise_.get();
+    args.rows = shape_.rows;
+    args.cols = shape_.cols;
+    args.samples = samples_ ? samples_ : 1;
+    args.antithetic = antithetic_;
+    args.base = static_cast<variate_base>(base_);
+    args.parametrization = static_cast<variate_parametrization>(parametrization_);
+    args.spread = spread_.get();
+  }
+
+  const std::vector<int64_t>& z_sizes() const { return z_sizes_; }
+  View view(const Tensor& z) const { return View(z, samples_ > 0); }
+
+ private:
+  Shape shape_;
+  Execution execution_;
+  Noise noise_;
+  View spread_;
+  int64_t samples_;
+  bool antithetic_;
+  int base_, parametrization_;
+  std::vector<int64_t> z_sizes_;
+};
+
+Tensor location_scale_rsample(Tensor loc, Tensor scale, Tensor key, int64_t first_sample, int64_t samples,
+                              bool antithetic, int64_t base, int64_t parametrization) {
+  const Samples inputs(loc, scale, key, first_sample, samples, antithetic, base, parametrization);
+  const View loc_view(loc);
+  Tensor z = new_tensor(inputs.z_sizes(), promote(loc, scale), loc);
+  const View z_view = inputs.view(z);
+  variate_location_scale_rsample_args args = {};
+  inputs.fill(args);
+  args.loc = loc_view.get();
+  args.z = z_view.get();
+  args.z_sample_stride = z_view.leading_stride();
+  check(variate_location_scale_rsample(&args));
+  return z;
+}
+
+std::tuple<Tensor, Tensor> location_scale_rsample_backward(Tensor grad_z, Tensor loc, Tensor scale, Tensor key,
+                                                           int64_t first_sample, int64_t samples, bool antithetic,
+                                                           int64_t base, int64_t parametrization) {
+  const Samples inputs(loc, scale, key, first_sample, samples, antithetic, base, parametrization);
+  STD_TORCH_CHECK(grad_z.sizes() == inputs.z_sizes() && grad_z.is_cuda() == loc.is_cuda(),
+                  "grad_z must have the shape and device of z");
+  const View grad_z_view = inputs.view(grad_z);
+  Tensor grad_loc = new_like(loc), grad_scale = new_like(scale);
+  variate_location_scale_rsample_backward_args args = {};
+  inputs.fill(args);
+  args.grad_z = grad_z_view.get();
+  args.grad_z_sample_stride = grad_z_view.leading_stride();
+  args.grad_loc = View(grad_loc).get();
+  args.grad_spread = View(grad_scale).get();
+  check(variate_location_scale_rsample_backward(&args));
+  return {grad_loc, grad_scale};
+}
+
 }  // namespace
 
 STABLE_TORCH_LIBRARY_FRAGMENT(variate, library) {
@@ -132,6 +215,12 @@ STABLE_TORCH_LIBRARY_FRAGMENT(variate, library) {
       "normal_rsample_kl_backward(Tensor? grad_z, Tensor? grad_kl, Tensor mean, Tensor log_var, Tensor? prior_mean, "
       "Tensor? prior_log_var, Tensor? free_bits, Tensor key, SymInt first_sample, bool prior_needs_grad) "
       "-> (Tensor, Tensor, Tensor, Tensor)");
+  library.def(
+      "location_scale_rsample(Tensor loc, Tensor scale, Tensor key, SymInt first_sample, SymInt samples, "
+      "bool antithetic, int base, int parametrization) -> Tensor");
+  library.def(
+      "location_scale_rsample_backward(Tensor grad_z, Tensor loc, Tensor scale, Tensor key, SymInt first_sample, "
+      "SymInt samples, bool antithetic, int base, int parametrization) -> (Tensor, Tensor)");
 }
 
 template <class Library>
@@ -141,7 +230,11 @@ static void implement(Library& library) {
   library.impl("normal_rsample_kl_backward", TORCH_BOX(&normal_rsample_kl_backward));
 }
 
-STABLE_TORCH_LIBRARY_IMPL(variate, CPU, library) { implement(library); }
+STABLE_TORCH_LIBRARY_IMPL(variate, CPU, library) {
+  implement(library);
+  library.impl("location_scale_rsample", TORCH_BOX(&location_scale_rsample));
+  library.impl("location_scale_rsample_backward", TORCH_BOX(&location_scale_rsample_backward));
+}
 #if defined(VARIATE_WITH_CUDA)
 STABLE_TORCH_LIBRARY_IMPL(variate, CUDA, library) { implement(library); }
 #endif

@@ -37,6 +37,17 @@ SCHEMAS = {
     "normal_kl": (
         "(Tensor mean, Tensor spread, Tensor? prior_mean, Tensor? prior_spread, Tensor? free_bits,"
         " bool elementwise=False, int parametrization=0) -> Tensor"
+    "location_scale_rsample": (
+        "(Tensor loc, Tensor scale, Tensor key, SymInt first_sample, SymInt samples, bool antithetic,"
+        " int base, int parametrization) -> Tensor"
+    ),
+    "location_scale_rsample_backward": (
+        "(Tensor grad_z, Tensor loc, Tensor scale, Tensor key, SymInt first_sample, SymInt samples,"
+        " bool antithetic, int base, int parametrization) -> (Tensor, Tensor)"
+    ),
+    "bernoulli_nll": "(Tensor logits, Tensor target) -> Tensor",
+    "bernoulli_nll_backward": (
+        "(Tensor grad_nll, Tensor logits, Tensor target, bool target_needs_grad) -> (Tensor, Tensor)"
     ),
     "normal_kl_backward": (
         "(Tensor grad_kl, Tensor mean, Tensor spread, Tensor? prior_mean, Tensor? prior_spread,"

@@ -181,6 +181,50 @@ void test_bound() {
   CHECK_OK(variate_importance_weighted_bound(&bound));
 }
 
+template <class Args, class Change>
+void refuse_samples(variate_status (*call)(const Args*), Args args, const char* word, Change change) {
+  change(args);
+  CHECK(call(&args) == VARIATE_INVALID_ARGUMENT, "%s", word);
+  CHECK(std::strstr(variate_last_error(), word), "'%s' is not in '%s'", word, variate_last_error());
+  CHECK(untouched());
+}
+
+void test_samples() {
+  const std::vector<float> input(64);
+  auto forward = make<variate_location_scale_rsample_args>(4, 8);
+  forward.noise.key = key;
+  forward.samples = 2;
+  forward.loc = forward.spread = view(input, 8);
+  forward.z = view(out, 8);
+  forward.z_sample_stride = 32;
+  auto backward = make<variate_location_scale_rsample_backward_args>(4, 8);
+  backward.noise.key = key;
+  backward.samples = 2;
+  backward.grad_z = backward.spread = view(input, 8);
+  backward.grad_z_sample_stride = 32;
+  backward.grad_loc = view(out, 8);
+  const auto refuse = [&](const char* word, auto change) {
+    refuse_samples(variate_location_scale_rsample, forward, word, change);
+    refuse_samples(variate_location_scale_rsample_backward, backward, word, change);
+  };
+  refuse("struct_size", [](auto& a) { a.struct_size -= 8; });
+  refuse("rows", [](auto& a) { a.rows = -1; });
+  refuse("noise.key", [](auto& a) { a.noise.key = nullptr; });
+  for (std::int64_t samples : {int64_min, std::int64_t{-1}, std::int64_t{0}}) {
+    refuse("samples", [=](auto& a) { a.samples = samples; });
+  }
+  refuse("antithetic", [](auto& a) { a.antithetic = 2; });
+  for (int base : {-1, 4}) refuse("base", [=](auto& a) { a.base = static_cast<variate_base>(base); });
+  refuse("parametrization", [](auto& a) { a.parametrization = static_cast<variate_parametrization>(3); });
+  refuse("spread", [](auto& a) { a.spread.data = nullptr; });
+  refuse_samples(variate_location_scale_rsample, forward, "loc", [](auto& a) { a.loc.dtype = VARIATE_INT64; });
+  refuse_samples(variate_location_scale_rsample, forward, "z is missing", [](auto& a) { a.z.data = nullptr; });
+  refuse_samples(variate_location_scale_rsample_backward, backward, "grad_z", [](auto& a) { a.grad_z = {}; });
+  forward.rows = 0;
+  forward.z = {};
+  CHECK_OK(variate_location_scale_rsample(&forward));
+}
+
 // Rows of more than one tile are summed in parts, for which the caller lends memory.
 void test_workspace() {
   const std::vector<float> input(2 * 3000);
@@ -269,6 +313,7 @@ int main() {
   test_other_noise_calls();
   test_reductions();
   test_bound();
+  test_samples();
   test_workspace();
   test_device();
   test_empty();

@@ -195,6 +195,18 @@ void measure_draws() {
   const auto gumbel = [](double u) { return -std::log(u < 0.5 ? -std::log(u) : -std::log1p(-(1.0 - u))); };
   const std::vector<std::int64_t> zero = {word_of(std::exp(-1.0)), word_of(std::exp(-std::sqrt(0.5)))};
   measure_words("gumbel", 1.8, 1.0, zero, [](std::uint32_t w) { return m::gumbel(w); }, gumbel);
+  const auto logistic = [](double u) {
+    return u < 0.5 ? std::log(u) - std::log1p(-u) : std::log1p(u - 1.0) - std::log(1.0 - u);
+  };
+  measure_words("logistic", 2.2, 1.0, roots, [](std::uint32_t w) { return m::logistic(w); }, logistic);
+  const auto laplace = [](double u) {
+    const double lower = u < 0.5 ? u : 1.0 - u;
+    const double magnitude = lower < 0.25 ? -std::log(2.0 * lower) : -std::log1p(-(1.0 - 2.0 * lower));
+    return u < 0.5 ? -magnitude : magnitude;
+  };
+  std::vector<std::int64_t> halves;  // the same places of the uniform 2 u
+  for (std::int64_t root : roots) halves.insert(halves.end(), {root / 2, 0xffffffff - root / 2});
+  measure_words("laplace", 1.7, 0.0, halves, [](std::uint32_t w) { return m::laplace(w); }, laplace);
 
   // With a second uniform of 1 the cosine is 1 and the first normal is the radius itself.
   measure_words(
@@ -263,6 +275,9 @@ void test_special_values() {
       const auto w = static_cast<std::uint32_t>(word);
       CHECK(m::exponential_draw(w) > 0.0f && m::exponential_draw(w) < 23.0f, "word %08x", w);
       CHECK(std::abs(m::gumbel(w)) < 23.0f, "word %08x", w);
+      CHECK(std::abs(m::logistic(w)) < 23.0f && same(m::logistic(~w), -m::logistic(w)), "word %08x", w);
+      CHECK(std::abs(m::laplace(w)) < 23.0f && m::laplace(w) != 0.0f, "word %08x", w);
+      CHECK(same(m::laplace(~w), -m::laplace(w)) && (m::laplace(w) > 0.0f) == (w >= 0x80000000u), "word %08x", w);
       CHECK(m::uniform(w) > 0.0f && m::uniform(w) <= 1.0f, "word %08x", w);
     }
   }

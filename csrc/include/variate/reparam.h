@@ -55,6 +55,58 @@ typedef struct variate_normal_rsample_kl_backward_args {
 
 VARIATE_API variate_status variate_normal_rsample_kl_backward(const variate_normal_rsample_kl_backward_args* args);
 
+/* The distribution of the noise: each the standard one of its family. */
+typedef enum variate_base VARIATE_INT {
+  VARIATE_BASE_NORMAL = 0,
+  VARIATE_BASE_LOGISTIC = 1,
+  VARIATE_BASE_LAPLACE = 2,
+  VARIATE_BASE_GUMBEL = 3
+} variate_base;
+
+/* z[k, r, c] = loc + sigma noise_k, sigma as `parametrization` reads it from spread, for k = 0 ... samples - 1.
+   Sample k takes draw k: the key itself for draw 0, fold_in(key, d) for draw d. With `antithetic` samples 2 j and
+   2 j + 1 share draw j, the second as its mirror image: the noise of the uniform 1 - u.
+   loc, spread: floating [rows, cols]. z: floating; sample k of it begins k * z_sample_stride elements in. */
+typedef struct variate_location_scale_rsample_args {
+  uint32_t struct_size;
+  variate_execution execution;
+  variate_noise noise;
+  int64_t rows;
+  int64_t cols;
+  int64_t samples;
+  int32_t antithetic; /* 0 or 1 */
+  variate_base base;
+  variate_parametrization parametrization;
+  variate_tensor loc;
+  variate_tensor spread;
+  variate_tensor z;
+  int64_t z_sample_stride;
+} variate_location_scale_rsample_args;
+
+VARIATE_API variate_status variate_location_scale_rsample(const variate_location_scale_rsample_args* args);
+
+/* grad_loc = sum over k of grad_z_k, grad_spread = (d sigma / d spread) sum over k of grad_z_k noise_k, the noise drawn
+   again from the key. Each output may be left out. */
+typedef struct variate_location_scale_rsample_backward_args {
+  uint32_t struct_size;
+  variate_execution execution;
+  variate_noise noise;
+  int64_t rows;
+  int64_t cols;
+  int64_t samples;
+  int32_t antithetic;
+  variate_base base;
+  variate_parametrization parametrization;
+  variate_tensor grad_z;
+  int64_t grad_z_sample_stride;
+  variate_tensor spread;
+  variate_tensor grad_loc;
+  variate_tensor grad_spread;
+} variate_location_scale_rsample_backward_args;
+
+VARIATE_API variate_status
+variate_location_scale_rsample_backward(const variate_location_scale_rsample_backward_args* args);
+
 #ifdef __cplusplus
 }
 #endif

@@ -12,7 +12,7 @@ from .logistic import (
     discretized_logistic_mixture_sample,
     discretized_logistic_nll,
 )
-from .reparam import normal_rsample, normal_rsample_kl
+from .reparam import gumbel_rsample, laplace_rsample, logistic_rsample, normal_rsample, normal_rsample_kl
 
 register_triton()
 
@@ -26,8 +26,11 @@ __all__ = [
     "discretized_logistic_mixture_sample",
     "discretized_logistic_nll",
     "elbo",
+    "gumbel_rsample",
     "importance_weighted_bound",
+    "laplace_rsample",
     "logistic",
+    "logistic_rsample",
     "normal_kl",
     "normal_nll",
     "normal_rsample",

@@ -82,6 +82,38 @@ def expanded(name: str, value: Tensor, like_name: str, like: Tensor) -> Tensor:
         ) from None
 
 
+def broadcast(name: str, value: Tensor, like_name: str, like: Tensor) -> tuple[Tensor, Tensor]:
+    """`like` and `value`, both floating and on one device, in the shape that torch broadcasts the two to."""
+    if (
+        isinstance(like, Tensor)
+        and isinstance(value, Tensor)
+        and like.dtype in FLOATING
+        and value.dtype in FLOATING
+        and like.shape == value.shape
+        and like.device == value.device
+    ):
+        return like, value
+    floating(like_name, like)
+    floating(name, value)
+    same_device(name, value, like_name, like)
+    try:
+        like, value = torch.broadcast_tensors(like, value)
+    except RuntimeError:
+        raise ValueError(
+            f"{name}: expected a shape that broadcasts with that of {like_name}, {tuple(like.shape)}, "
+            f"got {tuple(value.shape)}"
+        ) from None
+    return like, value
+
+
+def count(name: str, value: int) -> None:
+    """`value` is a number of things, at least one."""
+    if isinstance(value, bool) or not isinstance(value, (int, torch.SymInt)):
+        raise TypeError(f"{name}: expected an int, got {type(value).__name__}")
+    if value < 1:
+        raise ValueError(f"{name}: expected at least 1, got {value}")
+
+
 def scalar(name: str, value: float | Tensor, like: Tensor) -> Tensor | None:
     """A setting that people anneal, as a 0-d tensor; None for a plain 0, which switches it off."""
     if isinstance(value, Tensor):

@@ -74,6 +74,25 @@ def exponential_of(word: Tensor) -> Tensor:
     return torch.where(word >= 2**31, upper, lower)
 
 
+def gumbel_of(word: Tensor) -> Tensor:
+    """-log(-log u)."""
+    return -torch.log(exponential_of(word))
+
+
+def logistic_of(word: Tensor) -> Tensor:
+    """log u - log(1 - u)."""
+    return exponential_of(word ^ _MASK) - exponential_of(word)
+
+
+def laplace_of(word: Tensor) -> Tensor:
+    """log 2 u, and -log(2 - 2 u) for u > 1/2, from the 31 bits of the smaller of u and 1 - u."""
+    half = torch.where(word < 2**31, word, word ^ _MASK)
+    lower = (half.to(torch.float32) * 2.0**-31 + 2.0**-32).double()
+    upper = ((2**31 - 1 - half).to(torch.float32) * 2.0**-31 + 2.0**-32).double()
+    magnitude = torch.where(half < 2**30, -torch.log(lower), -torch.log1p(-upper))
+    return torch.where(word < 2**31, -magnitude, magnitude)
+
+
 def normals_of(word: Tensor) -> Tensor:
     """Box-Muller in float64 on the float32 uniforms: [rows, 4 n] words to [rows, 4 n] normals."""
     u = uniform_of(word).double().unflatten(-1, (-1, 2))
@@ -151,8 +170,7 @@ def gumbel(
     shape = _size(size)
     if key is None:
         return -torch.empty(shape, dtype=dtype, device=device).exponential_(generator=generator).log()
-    drawn = -torch.log(exponential_of(words(shape, key, first_sample)))
-    return drawn.float().to(dtype or torch.get_default_dtype())
+    return gumbel_of(words(shape, key, first_sample)).float().to(dtype or torch.get_default_dtype())
 
 
 def bernoulli(

@@ -90,13 +90,31 @@ VARIATE_INLINE float log_reduced(float exponent, float f) {
   return fma(exponent, ln2_high, f + tail);
 }
 
-// log(x) of a positive normal x.
-VARIATE_INLINE float log(float x) {
+// A positive number as 2^exponent (1 + f), as log_reduced takes it.
+struct LogArgument {
+  float exponent;
+  float f;
+};
+
+// x, positive and normal.
+VARIATE_INLINE LogArgument log_argument(float x) {
   constexpr std::uint32_t root_half = 0x3f3504f3u;  // sqrt(1/2)
   const std::uint32_t bits = bits_of(x);
   const std::int32_t exponent = static_cast<std::int32_t>(bits - root_half) >> 23;
   const float mantissa = float_of(bits - (static_cast<std::uint32_t>(exponent) << 23));
-  return log_reduced(static_cast<float>(exponent), mantissa - 1.0f);
+  return {static_cast<float>(exponent), mantissa - 1.0f};
+}
+
+// 1 - x of x in [0, 1/2], without rounding it.
+VARIATE_INLINE LogArgument log_argument_of_complement(float x) {
+  const bool reduce = x > 0x1.2bec34p-2f;  // 1 - x < sqrt(1/2): double it
+  return {reduce ? -1.0f : 0.0f, reduce ? fma(-2.0f, x, 1.0f) : -x};
+}
+
+// log(x) of a positive normal x.
+VARIATE_INLINE float log(float x) {
+  const LogArgument a = log_argument(x);
+  return log_reduced(a.exponent, a.f);
 }
 
 VARIATE_INLINE double log(double x) { return ::log(x); }
