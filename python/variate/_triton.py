@@ -34,9 +34,6 @@ SCHEMAS = {
         " Tensor? prior_log_var, Tensor? free_bits, Tensor key, SymInt first_sample, bool prior_needs_grad)"
         " -> (Tensor, Tensor, Tensor, Tensor)"
     ),
-    "normal_kl": (
-        "(Tensor mean, Tensor spread, Tensor? prior_mean, Tensor? prior_spread, Tensor? free_bits,"
-        " bool elementwise=False, int parametrization=0) -> Tensor"
     "location_scale_rsample": (
         "(Tensor loc, Tensor scale, Tensor key, SymInt first_sample, SymInt samples, bool antithetic,"
         " int base, int parametrization) -> Tensor"
@@ -45,9 +42,9 @@ SCHEMAS = {
         "(Tensor grad_z, Tensor loc, Tensor scale, Tensor key, SymInt first_sample, SymInt samples,"
         " bool antithetic, int base, int parametrization) -> (Tensor, Tensor)"
     ),
-    "bernoulli_nll": "(Tensor logits, Tensor target) -> Tensor",
-    "bernoulli_nll_backward": (
-        "(Tensor grad_nll, Tensor logits, Tensor target, bool target_needs_grad) -> (Tensor, Tensor)"
+    "normal_kl": (
+        "(Tensor mean, Tensor spread, Tensor? prior_mean, Tensor? prior_spread, Tensor? free_bits,"
+        " bool elementwise=False, int parametrization=0) -> Tensor"
     ),
     "normal_kl_backward": (
         "(Tensor grad_kl, Tensor mean, Tensor spread, Tensor? prior_mean, Tensor? prior_spread,"
