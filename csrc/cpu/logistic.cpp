@@ -231,7 +231,7 @@ template <class T>
 void add_exp(const T* __restrict x, LogSum<T>& log_sum, int64_t count) {
   const T* __restrict most = log_sum.most.data;
   T* __restrict sum = log_sum.sum.data;
-  for (int64_t i = 0; i < count; ++i) sum[i] += math::exp_nonpositive(x[i] - most[i]);
+  for (int64_t i = 0; i < count; ++i) sum[i] += math::component_weight(x[i] - most[i]);
 }
 
 // The same, which keeps the exponentials in `weight`; that may be x.
@@ -240,7 +240,7 @@ void add_weight(const T* x, LogSum<T>& log_sum, T* weight, int64_t count) {
   const T* __restrict most = log_sum.most.data;
   T* __restrict sum = log_sum.sum.data;
   for (int64_t i = 0; i < count; ++i) {
-    const T w = math::exp_nonpositive(x[i] - most[i]);
+    const T w = math::component_weight(x[i] - most[i]);
     weight[i] = w;
     sum[i] += w;
   }

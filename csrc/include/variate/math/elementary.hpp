@@ -63,6 +63,15 @@ VARIATE_INLINE Exponential<float> exponential(float x) {
 
 VARIATE_INLINE Exponential<double> exponential(double x) { return {::exp(x), ::expm1(x)}; }
 
+// The same of -87 <= x <= 88, without a case.
+VARIATE_INLINE Exponential<float> bounded_exponential(float x) {
+  const ReducedExponential e = reduce_exponential(x);
+  const float scale = float_of(static_cast<std::uint32_t>(e.exponent + 127) << 23);
+  return {fma(e.fraction, scale, scale), fma(e.fraction, scale, scale - 1.0f)};
+}
+
+VARIATE_INLINE Exponential<double> bounded_exponential(double x) { return {::exp(x), ::expm1(x)}; }
+
 VARIATE_INLINE float exp(float x) { return exponential(x).exp; }
 VARIATE_INLINE double exp(double x) { return ::exp(x); }
 

@@ -28,8 +28,25 @@ VARIATE_INLINE T bin_middle(T level, int bits) {
 inline constexpr float least_log_scale = -7.0f;
 inline constexpr float outermost = 0.999f;  // beyond it lie the outermost bins, whatever their number
 
-// log P = linear + log(numerator / denominator): so a product over colours takes one logarithm and one division. With a
-// scale below e^20 or bins of one or more bits, products of three stay in range.
+// Where an exponential makes no difference any more, its argument stops: so no product leaves the range of normal
+// numbers, which would be slow.
+template <class T>
+struct Stop;
+template <>
+struct Stop<float> {
+  static constexpr float low = -38.0f, high = 21.0f;
+};
+template <>
+struct Stop<double> {
+  static constexpr double low = -690.0, high = 200.0;
+};
+
+template <class T>
+VARIATE_INLINE T at_least(T x, T low) {
+  return x < low ? low : x;
+}
+
+// log P = linear + log(numerator / denominator): so a product over three colours takes one logarithm and one division.
 template <class T>
 struct BinProbability {
   T linear;
@@ -44,71 +61,79 @@ struct BinGradient {
   T log_scale;
 };
 
-// What both are made of. With a = (x + half - mean) / scale, b = (x - half - mean) / scale and width = a - b
-//   P = sigmoid(a) - sigmoid(b)
-//     = exp(min(a, 0) - max(b, 0)) (1 - exp(-width)) / ((1 + exp(-|a|)) (1 + exp(-|b|))).
-// The outermost bins have an infinite a or b: 200 is as good. 1 - exp(-width) is taken over the width, and the log of
-// the width as log_width - log_scale, so that no large scale underflows.
+// What both are made of. With m = |x - mean| / scale the bin reaches from m - w / 2, its inner edge, to m + w / 2, its
+// outer one, and with g = exp(w / 2 - m) what lies beyond them is
+//   inner = 1 / (1 + g),  outer = g e^-w / (1 + g e^-w),  P = 1 - inner - outer = g (1 - e^-w) / ((1 + g) (1 + g
+//   e^-w)).
+// An outermost bin keeps one edge: the outer one if the mean is on the bin's way out, else the inner one. 1 - e^-w is
+// taken over w, and the log of w as log_width - log_scale, so that no large scale underflows.
 template <class T>
 struct LogisticBin {
-  bool edge, floor;
-  T log_scale, precision, middle, upper, lower, width, complement, exp_upper, exp_lower;
+  bool held;  // the log scale is held at its least
+  bool outermost, only_inner, only_outer;
+  bool left;  // of the mean
+  T log_scale, precision, distance, half, width, log_g, g, shrink, complement;
 };
 
 template <class T>
 VARIATE_INLINE LogisticBin<T> logistic_bin(T x, T mean, T log_scale, Bins<T> bins) {
-  constexpr T infinite = T(200);
-  constexpr T least_width = T(0x1p-36);  // below it (1 - exp(-width)) / width is 1
+  constexpr T least_width = T(0x1p-36);  // below it (1 - e^-w) / w is 1
   LogisticBin<T> v;
-  const bool low = x<T(-outermost), high = x> T(outermost);
-  v.edge = low | high;
-  v.floor = log_scale < T(least_log_scale);
-  v.log_scale = v.floor ? T(least_log_scale) : log_scale;
-  v.precision = exp(-v.log_scale);
-  v.middle = (x - mean) * v.precision;
-  const T half = bins.half * v.precision;
-  v.upper = high ? infinite : v.middle + half;
-  v.lower = low ? -infinite : v.middle - half;
-  v.width = half + half < least_width ? least_width : half + half;
-  v.complement = -exponential(-v.width).expm1;
-  v.exp_upper = exp_nonpositive(-abs(v.upper));
-  v.exp_lower = exp_nonpositive(-abs(v.lower));
+  v.held = log_scale < T(least_log_scale);
+  v.log_scale = v.held ? T(least_log_scale) : log_scale;
+  v.precision = bounded_exponential(at_least(-v.log_scale, T(2) * Stop<T>::low)).exp;
+  const T middle = (x - mean) * v.precision;
+  v.distance = abs(middle);
+  v.left = middle < T(0);
+  v.half = bins.half * v.precision;
+  v.width = at_least(v.half + v.half, least_width);
+  const Exponential<T> e = bounded_exponential(at_least(-v.width, Stop<T>::low));
+  v.shrink = e.exp;
+  v.complement = -e.expm1;
+  const T log_g = v.half - v.distance;
+  v.log_g = log_g > Stop<T>::high ? Stop<T>::high : log_g;
+  v.g = bounded_exponential(at_least(v.log_g, Stop<T>::low)).exp;
+  const bool across = x * middle < T(0);
+  v.outermost = abs(x) > T(outermost);
+  v.only_outer = v.outermost & across;
+  v.only_inner = v.outermost & !across;
   return v;
 }
 
-// Compat: where the bin has less than 1e-5, the density in its middle times its width,
-//   exp(-|middle|) width / (1 + exp(-|middle|))^2.
-// `outside` is sigmoid(-a) + sigmoid(b), what the bin leaves.
-template <class T>
-VARIATE_INLINE bool is_thin(const LogisticBin<T>& v, T outside) {
-  return (T(1) - outside <= T(1e-5f)) & !v.edge;
-}
-
-// sigmoid(-a) and sigmoid(b), given 1 / ((1 + exp(-|a|)) (1 + exp(-|b|))).
+// What lies beyond the edges that a bin has, given 1 / ((1 + g) (1 + g e^-w)).
 template <class T>
 struct BinTails {
-  T above;
-  T below;
+  T inner;
+  T outer;
 };
 
 template <class T>
 VARIATE_INLINE BinTails<T> bin_tails(const LogisticBin<T>& v, T reciprocal) {
-  const T upper = reciprocal * (T(1) + v.exp_lower);
-  const T lower = reciprocal * (T(1) + v.exp_upper);
-  return {v.upper > T(0) ? v.exp_upper * upper : upper, v.lower > T(0) ? lower : v.exp_lower * lower};
+  const T g_outer = v.g * v.shrink;
+  return {v.only_outer ? T(0) : reciprocal * (T(1) + g_outer),
+          v.only_inner ? T(0) : reciprocal * (T(1) + v.g) * g_outer};
+}
+
+// Compat: a bin of less than 1e-5 is charged the density in its middle times its width,
+//   e^-m w / (1 + e^-m)^2.
+template <class T>
+VARIATE_INLINE bool is_thin(const LogisticBin<T>& v, BinTails<T> tails) {
+  return (T(1) - (tails.inner + tails.outer) <= T(1e-5f)) & !v.outermost;
 }
 
 template <bool compat, class T>
 VARIATE_INLINE BinProbability<T> bin_probability(const LogisticBin<T>& v, Bins<T> bins, BinTails<T> tails) {
-  const T both = (T(1) + v.exp_upper) * (T(1) + v.exp_lower);
-  const T overlap = (v.upper > T(0) ? T(0) : v.upper) - (v.lower < T(0) ? T(0) : v.lower);  // a NaN passes through
+  const T inner = T(1) + v.g;
+  const T outer = fma(v.g, v.shrink, T(1));
   const T log_width = bins.log_width - v.log_scale;
-  BinProbability<T> p = {v.edge ? overlap : overlap + log_width, v.edge ? T(1) : v.complement,
-                         v.edge ? both : both * v.width};
+  BinProbability<T> p;
+  p.linear = v.outermost ? (v.only_inner ? v.log_g : T(0)) : v.log_g + log_width;
+  p.numerator = v.outermost ? T(1) : v.complement;
+  p.denominator = v.outermost ? (v.only_inner ? inner : outer) : inner * outer * v.width;
   if constexpr (compat) {
-    const bool thin = is_thin(v, tails.above + tails.below);
-    const T root = T(1) + exp_nonpositive(-abs(v.middle));
-    p.linear = thin ? log_width - abs(v.middle) : p.linear;
+    const bool thin = is_thin(v, tails);
+    const T root = T(1) + bounded_exponential(at_least(-v.distance, Stop<T>::low)).exp;
+    p.linear = thin ? log_width - v.distance : p.linear;
     p.numerator = thin ? T(1) : p.numerator;
     p.denominator = thin ? root * root : p.denominator;
   }
@@ -119,7 +144,7 @@ template <bool compat, class T>
 VARIATE_INLINE BinProbability<T> bin_probability(T x, T mean, T log_scale, Bins<T> bins) {
   const LogisticBin<T> v = logistic_bin(x, mean, log_scale, bins);
   BinTails<T> tails = {};
-  if constexpr (compat) tails = bin_tails(v, T(1) / ((T(1) + v.exp_upper) * (T(1) + v.exp_lower)));
+  if constexpr (compat) tails = bin_tails(v, T(1) / ((T(1) + v.g) * fma(v.g, v.shrink, T(1))));
   return bin_probability<compat>(v, bins, tails);
 }
 
@@ -129,27 +154,26 @@ struct BinProbabilityAndGradient {
   BinGradient<T> gradient;
 };
 
-// d log P / d mean = -(sigmoid(-a) - sigmoid(b)) / scale;
-// d log P / d log_scale = b sigmoid(b) - a sigmoid(-a) - width / (exp(width) - 1), 0 below the least scale.
+// d log P / d mean = +-(inner - outer) / scale, towards x;
+// d log P / d log_scale = (m - w / 2) inner - (m + w / 2) outer - w / (e^w - 1), 0 where the scale is held.
 template <bool compat, class T>
 VARIATE_INLINE BinProbabilityAndGradient<T> bin_probability_and_gradient(T x, T mean, T log_scale, Bins<T> bins) {
   const LogisticBin<T> v = logistic_bin(x, mean, log_scale, bins);
-  const T both = (T(1) + v.exp_upper) * (T(1) + v.exp_lower);
+  const T both = (T(1) + v.g) * fma(v.g, v.shrink, T(1));
   const T all = T(1) / (both * v.complement);
   const BinTails<T> tails = bin_tails(v, all * v.complement);
-  const T width_term = v.width * (T(1) - v.complement) * (all * both);
-  BinGradient<T> g = {-v.precision * (tails.above - tails.below),
-                      fma(v.lower, tails.below, -v.upper * tails.above) - (v.edge ? T(0) : width_term)};
+  const T width_term = v.outermost ? T(0) : v.width * v.shrink * (all * both);
+  T slope = tails.inner - tails.outer;
+  T scale_term = -fma(v.log_g, tails.inner, fma(v.distance + v.half, tails.outer, width_term));
   if constexpr (compat) {
-    const bool thin = is_thin(v, tails.above + tails.below);
-    const T e = exp_nonpositive(-abs(v.middle));
-    const T slope = (T(1) - e) / (T(1) + e);  // |1 - 2 sigmoid(middle)|
-    const T signed_slope = v.middle > T(0) ? -slope : slope;
-    g.mean = thin ? -v.precision * signed_slope : g.mean;
-    g.log_scale = thin ? fma(abs(v.middle), slope, T(-1)) : g.log_scale;
+    const bool thin = is_thin(v, tails);
+    const T e = bounded_exponential(at_least(-v.distance, Stop<T>::low)).exp;
+    const T density_slope = (T(1) - e) / (T(1) + e);
+    slope = thin ? density_slope : slope;
+    scale_term = thin ? fma(v.distance, density_slope, T(-1)) : scale_term;
   }
-  g.log_scale = v.floor ? T(0) : g.log_scale;
-  return {bin_probability<compat>(v, bins, tails), g};
+  const T towards = v.precision * slope;
+  return {bin_probability<compat>(v, bins, tails), {v.left ? -towards : towards, v.held ? T(0) : scale_term}};
 }
 
 // Where a mixture's parameters lie among its channels: the logits, then for each colour the means, the log scales and,
@@ -166,10 +190,17 @@ VARIATE_INLINE int coefficient_of(MixtureParameters p, int colour, int m) {
   return p.components * (3 + 3 * colour) + m;
 }
 
+// exp(x) of a component that is x below the likeliest: none at all where that makes no difference.
+template <class T>
+VARIATE_INLINE T component_weight(T x) {
+  const T weight = bounded_exponential(at_least(x, Stop<T>::low)).exp;
+  return x < Stop<T>::low ? T(0) : weight;
+}
+
 // tanh(x), without cancellation near 0.
 template <class T>
 VARIATE_INLINE T tanh(T x) {
-  const T e = exponential(T(-2) * abs(x)).expm1;
+  const T e = bounded_exponential(at_least(T(-2) * abs(x), Stop<T>::low)).expm1;
   const T magnitude = -e / (e + T(2));
   return x < T(0) ? -magnitude : magnitude;
 }
