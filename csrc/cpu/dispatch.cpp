@@ -99,6 +99,13 @@ uint64_t mixture_backward_workspace(const variate_discretized_logistic_mixture_n
                               a.execution.threads);
 }
 
+uint64_t column_sum_workspace(int64_t rows, int64_t cols) {
+  const uint64_t blocks = (static_cast<uint64_t>(rows) + column_sum_rows - 1) / column_sum_rows;
+  uint64_t bytes;
+  const bool overflows = __builtin_mul_overflow(blocks * sizeof(double), static_cast<uint64_t>(cols), &bytes);
+  return overflows ? UINT64_MAX : bytes;
+}
+
 }  // namespace variate::cpu
 
 extern "C" {

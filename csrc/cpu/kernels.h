@@ -35,6 +35,8 @@ struct Kernels {
   void (*discretized_logistic_mixture_nll_backward)(const variate_discretized_logistic_mixture_nll_backward_args&);
   void (*discretized_logistic_mixture_sample)(const variate_discretized_logistic_mixture_sample_args&);
   void (*importance_weighted_bound)(const variate_importance_weighted_bound_args&);
+  void (*linear_bernoulli_nll)(const variate_linear_nll_args&);
+  void (*linear_categorical_nll)(const variate_linear_nll_args&);
 };
 
 // The kernels of the instruction set in use.
@@ -52,6 +54,10 @@ inline int64_t mixture_rows(int64_t channels, int64_t mixtures) { return (channe
 inline int64_t mixture_backward_rows(int64_t channels, int64_t mixtures) {
   return (channels == 1 ? 6 + 2 + 9 : 20 + 2 + 9) * mixtures;
 }
+
+// Bytes of workspace of the sums over columns, of blocks of this many rows.
+inline constexpr int64_t column_sum_rows = 16;
+uint64_t column_sum_workspace(int64_t rows, int64_t cols);
 
 #ifdef VARIATE_ISA
 namespace VARIATE_ISA {
@@ -83,6 +89,8 @@ void discretized_logistic_mixture_nll(const variate_discretized_logistic_mixture
 void discretized_logistic_mixture_nll_backward(const variate_discretized_logistic_mixture_nll_backward_args&);
 void discretized_logistic_mixture_sample(const variate_discretized_logistic_mixture_sample_args&);
 void importance_weighted_bound(const variate_importance_weighted_bound_args&);
+void linear_bernoulli_nll(const variate_linear_nll_args&);
+void linear_categorical_nll(const variate_linear_nll_args&);
 
 }  // namespace VARIATE_ISA
 #endif

@@ -30,6 +30,8 @@ const Kernels table = {bits,
                        discretized_logistic_mixture_nll,
                        discretized_logistic_mixture_nll_backward,
                        discretized_logistic_mixture_sample,
-                       importance_weighted_bound};
+                       importance_weighted_bound,
+                       linear_bernoulli_nll,
+                       linear_categorical_nll};
 
 }  // namespace variate::cpu::VARIATE_ISA

@@ -225,6 +225,59 @@ void test_samples() {
   CHECK_OK(variate_location_scale_rsample(&forward));
 }
 
+void test_linear() {
+  const std::vector<float> input(64), bias(16);
+  const std::vector<std::int64_t> categories(64);
+  auto args = make<variate_linear_nll_args>(4, 16);
+  args.ways = 1;
+  args.target_rows = 4;
+  args.products = args.target = view(input, 16);
+  args.nll = view(out, 1);
+  const auto refuse = [&](const char* word, auto change) {
+    variate_linear_nll_args changed = args;
+    change(changed);
+    CHECK_REFUSED(variate_linear_bernoulli_nll, changed, word);
+  };
+  using Args = variate_linear_nll_args;
+  refuse("struct_size", [](Args& a) { a.struct_size = 0; });
+  refuse("rows", [](Args& a) { a.rows = -1; });
+  refuse("cols", [](Args& a) { a.cols = int64_min; });
+  refuse("ways", [](Args& a) { a.ways = 0; });
+  refuse("ways", [](Args& a) { a.ways = 4; });
+  refuse("target_rows", [](Args& a) { a.target_rows = 0; });
+  refuse("first_row", [](Args& a) { a.first_row = -1; });
+  refuse("products", [](Args& a) { a.products.data = nullptr; });
+  refuse("products", [&](Args& a) { a.products = view(categories, 16); });
+  refuse("target", [](Args& a) { a.target.data = nullptr; });
+  refuse("target", [&](Args& a) { a.target = view(categories, 16); });
+  refuse("bias", [&](Args& a) { a.bias = view(categories, 0); });
+  refuse("grad_nll", [&](Args& a) { a.grad_nll = view(categories, 1); });
+  refuse("residual", [&](Args& a) { a.residual = view(categories, 16); });
+  refuse("nll", [&](Args& a) { a.nll = view(categories, 1); });
+  refuse("workspace", [&](Args& a) { a.grad_bias = view(bias, 0); });
+  refuse("workspace", [&](Args& a) {
+    a.cols = int64_max;
+    a.grad_bias = view(bias, 0);
+  });
+  CHECK_REFUSED(variate_linear_categorical_nll, args, "target");
+  args.target = view(categories, 4);
+  args.ways = 3;
+  CHECK_REFUSED(variate_linear_categorical_nll, args, "ways");
+  CHECK(variate_linear_nll_workspace(nullptr) == 0 && variate_linear_nll_workspace(&args) == 0);
+  args.ways = 4;
+  CHECK_OK(variate_linear_categorical_nll(&args));
+  out.assign(64, -1.0f);
+  // No rows need no pointers; rows without columns have a likelihood of 0 nats.
+  args.cols = 0;
+  args.products = args.target = {};
+  CHECK_OK(variate_linear_categorical_nll(&args));
+  for (int r = 0; r < 4; ++r) CHECK(out[r] == 0.0f);
+  out.assign(64, -1.0f);
+  args.rows = 0;
+  args.nll = {};
+  CHECK_OK(variate_linear_categorical_nll(&args));
+}
+
 // Rows of more than one tile are summed in parts, for which the caller lends memory.
 void test_workspace() {
   const std::vector<float> input(2 * 3000);
@@ -313,6 +366,7 @@ int main() {
   test_other_noise_calls();
   test_reductions();
   test_bound();
+  test_linear();
   test_samples();
   test_workspace();
   test_device();

@@ -529,6 +529,88 @@ void test_bernoulli_nll(Digest& digest) {
   }
 }
 
+// The epilogue of a last layer, in place, on the middle rows of a call whose targets repeat.
+void test_linear_bernoulli_nll() {
+  for (const Shape& shape : shapes) {
+    const std::int64_t n = shape.rows * shape.cols, period = (shape.rows + 1) / 2, first_row = 1;
+    const std::vector<float> products = numbers<float>(n, 12, -12.0f, 12.0f);
+    const std::vector<float> bias = numbers<float>(shape.cols, 13, -1.0f, 1.0f);
+    const std::vector<float> target = numbers<float>(period * shape.cols, 14, 0.0f, 1.0f);
+    const std::vector<float> grad_nll = numbers<float>(shape.rows, 15, -1.0f, 1.0f);
+    std::vector<float> previous;
+    for (int threads : {1, 2}) {
+      std::vector<float> chunk = products, nll(shape.rows, NAN), grad_bias(shape.cols, 1.0f);
+      auto args = make<variate_linear_nll_args>(shape.rows, shape.cols, threads);
+      args.ways = 1;
+      args.target_rows = period;
+      args.first_row = first_row;
+      args.products = args.residual = view(chunk, shape.cols);
+      args.bias = view(bias, 0);
+      args.target = view(target, shape.cols);
+      args.grad_nll = view(grad_nll, 1);
+      args.nll = view(nll, 1);
+      args.grad_bias = view(grad_bias, 0);
+      std::vector<double> workspace(variate_linear_nll_workspace(&args) / sizeof(double));
+      args.execution.workspace = workspace.data();
+      args.execution.workspace_bytes = workspace.size() * sizeof(double);
+      CHECK_OK(variate_linear_bernoulli_nll(&args));
+      std::vector<double> sums(shape.cols, 1.0);
+      for (std::int64_t r = 0; r < shape.rows; ++r) {
+        double sum = 0.0;
+        for (std::int64_t c = 0; c < shape.cols; ++c) {
+          const float logit = products[r * shape.cols + c] + bias[c];
+          const float y = target[(first_row + r) % period * shape.cols + c];
+          sum += m::bernoulli_nll(logit, y);
+          const float residual = m::bernoulli_nll_gradient(logit, y);
+          sums[c] += double(grad_nll[r]) * residual;
+          CHECK(same_bits(chunk[r * shape.cols + c], residual));
+        }
+        CHECK(std::abs(nll[r] - sum) <= sum_tolerance(shape.cols, sum), "nll is %g, not %g", double(nll[r]), sum);
+      }
+      for (std::int64_t c = 0; c < shape.cols; ++c) {
+        CHECK(std::abs(grad_bias[c] - sums[c]) <= sum_tolerance(shape.rows, shape.rows), "grad_bias is %g, not %g",
+              double(grad_bias[c]), sums[c]);
+      }
+      if (threads == 1) previous = grad_bias;
+      CHECK(same_bits(grad_bias, previous), "one thread and two differ");
+    }
+  }
+}
+
+// Categories, among them variables longer than a tile: against a sum of exponentials in float64.
+void test_linear_categorical_nll() {
+  for (const std::int64_t ways : {1, 2, 5, 16, 300, 2500}) {
+    const std::int64_t rows = 19, variables = 3, cols = ways * variables;
+    const std::vector<double> products = numbers<double>(rows * cols, 16, -20.0, 20.0);
+    std::vector<std::int64_t> target(rows * variables);
+    for (std::size_t i = 0; i < target.size(); ++i) target[i] = static_cast<std::int64_t>(7 * i) % ways;
+    std::vector<double> residual(products.size(), NAN), nll(rows, NAN);
+    auto args = make<variate_linear_nll_args>(rows, cols, 2);
+    args.ways = ways;
+    args.target_rows = rows;
+    args.products = view(products, cols);
+    args.residual = view(residual, cols);
+    args.target = view(target, variables);
+    args.nll = view(nll, 1);
+    CHECK_OK(variate_linear_categorical_nll(&args));
+    for (std::int64_t r = 0; r < rows; ++r) {
+      double total = 0.0;
+      for (std::int64_t v = 0; v < variables; ++v) {
+        const double* logits = products.data() + r * cols + v * ways;
+        const std::int64_t chosen = target[r * variables + v];
+        double sum = 0.0;
+        for (std::int64_t w = 0; w < ways; ++w) sum += std::exp(logits[w]);
+        total += std::log(sum) - logits[chosen];
+        for (std::int64_t w = 0; w < ways; ++w) {
+          const double expected = std::exp(logits[w]) / sum - (w == chosen);
+          CHECK(std::abs(residual[r * cols + v * ways + w] - expected) <= 1e-13);
+        }
+      }
+      CHECK(std::abs(nll[r] - total) <= 1e-12 * (1.0 + total), "nll is %g, not %g", nll[r], total);
+    }
+  }
+}
+
 // A NaN comes out where it went in, and nowhere else.
 void test_nan() {
   Problem<float> p({5, 30});
@@ -575,6 +657,8 @@ int main() {
   CHECK(digest.state == expected, "the bits of sums and gradients are %016llx",
         static_cast<unsigned long long>(digest.state));
   test_gradients();
+  test_linear_bernoulli_nll();
+  test_linear_categorical_nll();
   test_nan();
   std::printf("%s\n", variate_cpu_capability());
   return check::finish();

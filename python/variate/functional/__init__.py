@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from . import bound, elbo, logistic, random, reparam
+from . import bound, elbo, linear, logistic, random, reparam
 from ._backend import backends, register_triton, use_backend
 from ._checks import set_debug
 from .bound import ImportanceBound, importance_weighted_bound
 from .elbo import bernoulli_kl, bernoulli_nll, normal_kl, normal_nll
+from .linear import linear_bernoulli_nll, linear_categorical_nll
 from .logistic import (
     discretized_logistic_mixture_nll,
     discretized_logistic_mixture_sample,
@@ -29,6 +30,9 @@ __all__ = [
     "gumbel_rsample",
     "importance_weighted_bound",
     "laplace_rsample",
+    "linear",
+    "linear_bernoulli_nll",
+    "linear_categorical_nll",
     "logistic",
     "logistic_rsample",
     "normal_kl",

@@ -12,6 +12,7 @@ from torch import Tensor
 
 FLOATING = frozenset((torch.float32, torch.float64, torch.bfloat16, torch.float16))
 TARGETS = FLOATING | {torch.uint8, torch.bool}
+INTEGERS = frozenset((torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64))
 _debug = False
 
 
@@ -175,6 +176,17 @@ def levels(name: str, value: Tensor, bits: int) -> None:
             f"{name}: expected the values 2 level / {top} - 1 of {bits} bits, in [-1, 1], got one that is {error:.3g} "
             "levels from the nearest; uint8 levels need no such scaling"
         )
+
+
+def categories(name: str, value: Tensor, ways: int) -> None:
+    """All of `value` lies in [0, ways). Looked at on the CPU always, elsewhere under set_debug(True)."""
+    if not (_debug or value.is_cpu) or value.numel() == 0 or (value.dtype == torch.uint8 and ways >= 256):
+        return
+    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+        return
+    low, high = (int(x) for x in torch.aminmax(value))
+    if low < 0 or high >= ways:
+        raise ValueError(f"{name}: expected categories 0 to {ways - 1}, got {low} to {high}")
 
 
 def first_sample(value: int, rows: int) -> None:
