@@ -6,7 +6,7 @@ import gc
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -66,7 +66,8 @@ class Call:
 
     `forward` runs without autograd, as in evaluation; `backward` times the backward pass alone, each on a
     graph of its own; `both` is forward plus backward; `step` is a function that does its own training step.
-    The leaves are fresh copies and their gradients are None before each pass, as zero_grad leaves them.
+    The leaves are fresh copies and their gradients are None before each pass, as zero_grad leaves them. A competitor
+    with a `context` runs inside it, entered and left off the clock.
     """
 
     def __init__(
@@ -117,7 +118,7 @@ class Call:
     def _conditions(self) -> Iterator[None]:
         if self.threads is not None and torch.get_num_threads() != self.threads:
             torch.set_num_threads(self.threads)
-        with torch.set_grad_enabled(self.mode != "forward"):
+        with torch.set_grad_enabled(self.mode != "forward"), getattr(self.fn, "context", nullcontext)():
             yield
 
     def run(self) -> None:

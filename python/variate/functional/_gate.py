@@ -60,6 +60,26 @@ def differentiable_once(backward: Callable[..., Any]) -> Callable[..., Any]:
     return call
 
 
+def differentiable_by(formula: Callable[..., Tensor]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """A backward whose own derivatives are those of `formula`, the function in plain PyTorch: it runs in place of the
+    backward under create_graph=True, on the saved tensors, which are the function's first arguments, and ctx.how."""
+
+    def decorate(backward: Callable[..., Any]) -> Callable[..., Any]:
+        def call(ctx: Any, grad: Tensor) -> Any:
+            if not torch.is_grad_enabled():
+                return backward(ctx, grad)
+            # Views, as one tensor may come as several arguments.
+            tensors: list[Any] = [None if t is None else t.view_as(t) for t in ctx.saved_tensors]
+            needed = ctx.needs_input_grad
+            wanted = [t for t, need in zip(tensors, needed, strict=False) if need]
+            found = iter(torch.autograd.grad(formula(*tensors, *ctx.how), wanted, grad, create_graph=True))
+            return tuple(next(found) if need else None for need in needed)
+
+        return call
+
+    return decorate
+
+
 class _Once(torch.autograd.Function):
     """The first `count` tensors, as functions of all that follow: functions whose derivative raises."""
 
