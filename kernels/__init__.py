@@ -11,6 +11,13 @@ from .elbo import (
     normal_nll,
     normal_nll_backward,
 )
+from .logistic import (
+    discretized_logistic_mixture_nll,
+    discretized_logistic_mixture_nll_backward,
+    discretized_logistic_mixture_sample,
+    discretized_logistic_nll,
+    discretized_logistic_nll_backward,
+)
 from .random import bernoulli, bits, categorical, exponential, fold_in, gumbel, normal, randint, uniform
 from .reparam import (
     location_scale_rsample,
@@ -28,6 +35,11 @@ __all__ = [
     "bernoulli_nll_backward",
     "bits",
     "categorical",
+    "discretized_logistic_mixture_nll",
+    "discretized_logistic_mixture_nll_backward",
+    "discretized_logistic_mixture_sample",
+    "discretized_logistic_nll",
+    "discretized_logistic_nll_backward",
     "exponential",
     "fold_in",
     "gumbel",

@@ -52,9 +52,10 @@ def scalar(value: Tensor | float | None, dtype: torch.dtype, device: torch.devic
     return torch.full((), value, dtype=dtype, device=device) if dtype == torch.float64 else value
 
 
-def launch(kernel, programs: int, *args, device: torch.device, layers: int = 1, **constants) -> None:
+def launch(kernel, programs: int, *args, device: torch.device, layers: int = 1, warps: int = 4, **constants) -> None:
     """Run a grid of `layers` times `programs`. Nothing is contracted, tuned or waited for."""
-    warps = 8 if constants.get("DTYPE") == tl.float64 else 4  # float64 needs twice the registers an element
+    if constants.get("DTYPE") == tl.float64:  # needs twice the registers an element
+        warps *= 2
     with torch.cuda.device(device if device.type == "cuda" else -1):
         kernel[(programs, layers)](*args, **constants, num_warps=warps, enable_fp_fusion=False)
 

@@ -499,6 +499,107 @@ def test_bernoulli_nll_of_extreme_logits(interpreted):
     assert nll[4] < 1e-38 and nll[5] == 120.0
 
 
+# Discretised logistics, against the compiled library: the same formulas, up to rounding.
+
+
+def logistic_example(size, dtype=torch.float32, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    mean, log_scale = 0.5 * torch.randn(2, *size, generator=generator, dtype=torch.float64)
+    target = torch.randint(0, 256, size, generator=generator).to(torch.uint8)
+    return mean.to(dtype), (log_scale - 2).to(dtype), target
+
+
+def mixture_example(size, channels=3, mixtures=3, dtype=torch.float32, bits=8, channels_last=False):
+    """Parameters and targets; size is [batch, height, width]."""
+    generator = torch.Generator().manual_seed(1)
+    count = mixtures * (10 if channels == 3 else 3)
+    params = 0.7 * torch.randn(size[0], count, *size[1:], generator=generator, dtype=torch.float64).to(dtype)
+    target = torch.randint(0, 2**bits, (size[0], channels, *size[1:]), generator=generator).to(torch.uint8)
+    if channels_last:
+        return params.permute(0, 2, 3, 1).contiguous(), target.permute(0, 2, 3, 1).contiguous()
+    return params, target
+
+
+def bounds(dtype):
+    """Relative errors of sums and of gradients: a float32 sum of thousands of terms; ROUNDING of the dtype."""
+    return (1e-13, 1e-12) if dtype == torch.float64 else (1e-6, 8 * ROUNDING[dtype])
+
+
+@pytest.mark.parametrize("edges", [0, 1])
+@pytest.mark.parametrize(("size", "dtype"), [((7,), FLOATS[0]), ((3, 33), FLOATS[1]), ((2, 5000), FLOATS[2])])
+def test_discretized_logistic_nll(interpreted, size, dtype, edges):
+    pytest.importorskip("variate")
+    mean, log_scale, target = logistic_example(size, dtype)
+    value, gradient = bounds(dtype)
+    for x in (target, (target.double() / 127.5 - 1).to(dtype)):
+        nll = interpreted.discretized_logistic_nll(mean, log_scale, x, 8, edges)
+        expected = torch.ops.variate.discretized_logistic_nll(mean, log_scale, x, 8, edges)
+        torch.testing.assert_close(nll, expected, rtol=value, atol=0)
+        g = torch.linspace(0.5, 1.5, nll.numel()).to(nll.dtype)
+        actual = interpreted.discretized_logistic_nll_backward(g, mean, log_scale, x, 8, edges)
+        wanted = torch.ops.variate.discretized_logistic_nll_backward(g, mean, log_scale, x, 8, edges)
+        for a, e in zip(actual, wanted, strict=True):
+            assert a.dtype == e.dtype and (a.double() - e.double()).abs().max() <= gradient * e.abs().max()
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize(
+    ("size", "channels", "mixtures", "bits", "dtype"),
+    [
+        ((2, 11, 13), 3, 3, 8, torch.float32),
+        ((1, 3, 5), 1, 4, 8, torch.float64),
+        ((2, 16, 16), 3, 1, 5, torch.float32),
+        ((3, 1, 7), 3, 2, 8, torch.bfloat16),
+        ((3, 1, 7), 1, 2, 3, torch.float16),
+    ],
+)
+def test_discretized_logistic_mixture(interpreted, size, channels, mixtures, bits, dtype, channels_last):
+    pytest.importorskip("variate")
+    params, target = mixture_example(size, channels, mixtures, dtype, bits, channels_last)
+    ops = torch.ops.variate
+    value, gradient = bounds(dtype)
+    for edges in (0, 1):
+        args = (params, target, mixtures, bits, edges, channels_last)
+        nll = interpreted.discretized_logistic_mixture_nll(*args)
+        torch.testing.assert_close(nll, ops.discretized_logistic_mixture_nll(*args), rtol=value, atol=0)
+        g = torch.linspace(0.5, 1.5, nll.numel()).to(nll.dtype)
+        actual = interpreted.discretized_logistic_mixture_nll_backward(g, *args)
+        expected = ops.discretized_logistic_mixture_nll_backward(g, *args)
+        assert actual.dtype == dtype and actual.stride() == expected.stride()
+        assert (actual.double() - expected.double()).abs().max() <= gradient * expected.abs().max()
+    for key in (tensor_of(KEY), tensor_of([KEY, (1, 2), (3, 4)][: size[0]])):
+        first = 0 if key.dim() > 1 else 5
+        args = (params, mixtures, bits, channels_last, key, first)
+        levels = interpreted.discretized_logistic_mixture_sample(*args)
+        # A level differs only where the interpreter's rounding of an fma crosses a boundary, which none does here.
+        assert torch.equal(levels, ops.discretized_logistic_mixture_sample(*args))
+
+
+def test_discretized_logistic_mixture_reads_strides_and_keeps_formats(interpreted):
+    params, target = mixture_example((2, 4, 6))
+    g = torch.ones(2)
+    expected = interpreted.discretized_logistic_mixture_nll_backward(g, params, target, 3, 8, 0, False)
+    last = params.contiguous(memory_format=torch.channels_last)
+    transposed = params.transpose(2, 3).contiguous().transpose(2, 3)
+    for x in (last, transposed, torch.stack([params, params], -1)[..., 0]):
+        actual = interpreted.discretized_logistic_mixture_nll_backward(g, x, target, 3, 8, 0, False)
+        assert torch.equal(actual, expected)
+        assert actual.is_contiguous(memory_format=torch.channels_last) == (x is last)
+
+
+def test_discretized_logistic_mixture_of_extreme_parameters(interpreted):
+    params, target = mixture_example((4, 1, 3))
+    params[0, 0] = -math.inf
+    params[1, :, 0, 1] = math.nan
+    params[2, 4, 0, 0] = math.nan
+    nll = interpreted.discretized_logistic_mixture_nll(params, target, 3, 8, 0, False)
+    assert nll.isfinite().tolist() == [True, False, False, True]
+    gradient = interpreted.discretized_logistic_mixture_nll_backward(torch.ones(4), params, target, 3, 8, 0, False)
+    assert gradient.isnan().any(1)[:, 0].nonzero().tolist() == [[1, 1], [2, 0]]
+    levels = interpreted.discretized_logistic_mixture_sample(params, 3, 8, False, tensor_of(KEY), 0)
+    assert levels[1, :, 0, 1].tolist() == [0, 0, 0]
+
+
 @pytest.mark.parametrize("size", [(0,), (0, 4), (3, 0)])
 def test_empty_inputs(interpreted, size):
     x = torch.zeros(size)
@@ -512,6 +613,12 @@ def test_empty_inputs(interpreted, size):
     assert [g.shape for g in gradients] == [size, size, (0,), (0,)]
     assert torch.equal(interpreted.bernoulli_nll(x, x), torch.zeros(rows))
     assert interpreted.bernoulli_nll_backward(kl, x, x, 3)[1].shape == size
+    assert torch.equal(interpreted.discretized_logistic_nll(x, x, x, 8, 0), torch.zeros(rows))
+    assert interpreted.discretized_logistic_nll_backward(kl, x, x, x, 8, 0)[1].shape == size
+    image, target = mixture_example((rows, 0, 3))
+    assert torch.equal(interpreted.discretized_logistic_mixture_nll(image, target, 3, 8, 0, False), torch.zeros(rows))
+    sample = interpreted.discretized_logistic_mixture_sample(image, 3, 8, False, key, 0)
+    assert sample.shape == target.shape and sample.dtype == torch.uint8
 
 
 # Bounds of several samples.
@@ -600,6 +707,8 @@ def launches(dtype, rows, cols):
         "bernoulli_nll": lambda: kernels.bernoulli_nll(x, x),
         "bernoulli_nll_backward": lambda: kernels.bernoulli_nll_backward(row, x, x, 3),
         "categorical": lambda: kernels.categorical(x, key, 0),
+        "discretized_logistic_nll": lambda: kernels.discretized_logistic_nll(x, x, x, 8, 1),
+        "discretized_logistic_nll_backward": lambda: kernels.discretized_logistic_nll_backward(row, x, x, x, 8, 1),
     }
 
 
@@ -607,7 +716,7 @@ def check_compiled(kernel, dtype):
     assert kernel.stack == 0 and kernel.local == 0, f"{kernel.name} spills"
     assert not kernel.contracts
     if dtype == torch.bfloat16:
-        assert "cvt.rz" not in kernel.ptx and ("st.global.b16" not in kernel.ptx or "cvt.rn.bf16" in kernel.ptx)
+        assert "cvt.rz." not in kernel.ptx and ("st.global.b16" not in kernel.ptx or "cvt.rn.bf16" in kernel.ptx)
     if dtype != torch.float64:
         for inexact in (".approx", "div.full", ".ftz"):
             assert inexact not in kernel.ptx, f"{kernel.name} uses {inexact}"
@@ -623,7 +732,7 @@ def test_kernels_compile_without_spills(capability, dtype):
         if dtype == torch.float32 and name != "categorical":
             reads = name not in ("uniform", "normal", "exponential", "gumbel")
             assert 4 in kernels[0].vector_widths("ld" if reads else "st"), f"{name} loads or stores one by one"
-            if name != "bernoulli_nll":
+            if name not in ("bernoulli_nll", "discretized_logistic_nll"):
                 assert 4 in kernels[0].vector_widths("st"), f"{name} stores one by one"
 
 
@@ -649,6 +758,31 @@ def test_short_rows_integers_and_batched_keys_compile_without_spills(capability)
     for call in calls:
         for kernel in aot.compiled(capability, call):
             check_compiled(kernel, torch.float32)
+
+
+@pytest.mark.parametrize("capability", [80, 90])
+@pytest.mark.parametrize(
+    ("dtype", "channels", "edges", "channels_last"),
+    [
+        (torch.float32, 3, 1, False),
+        (torch.float32, 3, 0, True),
+        (torch.bfloat16, 3, 1, True),
+        (torch.float64, 3, 1, False),
+        (torch.float32, 1, 1, False),
+    ],
+)
+def test_mixture_kernels_compile_without_spills(capability, dtype, channels, edges, channels_last):
+    kernels = load_kernels()
+    params, target = mixture_example((2, 32, 32), channels, 10, dtype, channels_last=channels_last)
+    args = (params, target, 10, 8, edges, channels_last)
+    row = torch.zeros(2, dtype=torch.float64 if dtype == torch.float64 else torch.float32)
+    for call in (
+        lambda: kernels.discretized_logistic_mixture_nll(*args),
+        lambda: kernels.discretized_logistic_mixture_nll_backward(row, *args),
+        lambda: kernels.discretized_logistic_mixture_sample(params, 10, 8, channels_last, torch.tensor([1, 2]), 0),
+    ):
+        for kernel in aot.compiled(capability, call):
+            check_compiled(kernel, dtype)
 
 
 @triton.jit

@@ -34,6 +34,20 @@ SCHEMAS = {
         " Tensor? prior_log_var, Tensor? free_bits, Tensor key, SymInt first_sample, bool prior_needs_grad)"
         " -> (Tensor, Tensor, Tensor, Tensor)"
     ),
+    "discretized_logistic_nll": ("(Tensor mean, Tensor log_scale, Tensor target, int bits, int edges) -> Tensor"),
+    "discretized_logistic_nll_backward": (
+        "(Tensor grad_nll, Tensor mean, Tensor log_scale, Tensor target, int bits, int edges) -> (Tensor, Tensor)"
+    ),
+    "discretized_logistic_mixture_nll": (
+        "(Tensor params, Tensor target, int mixtures, int bits, int edges, bool channels_last) -> Tensor"
+    ),
+    "discretized_logistic_mixture_nll_backward": (
+        "(Tensor grad_nll, Tensor params, Tensor target, int mixtures, int bits, int edges, bool channels_last)"
+        " -> Tensor"
+    ),
+    "discretized_logistic_mixture_sample": (
+        "(Tensor params, int mixtures, int bits, bool channels_last, Tensor key, SymInt first_sample) -> Tensor"
+    ),
     "location_scale_rsample": (
         "(Tensor loc, Tensor scale, Tensor key, SymInt first_sample, SymInt samples, bool antithetic,"
         " int base, int parametrization) -> Tensor"

@@ -140,5 +140,4 @@ def _noise(
         uniform = torch.rand(sizes[1], generator=generator, device=device).clamp(min=torch.finfo(torch.float32).tiny)
         return gumbel, uniform.logit()
     words = random.words(sizes[1], random.fold_in(key, 1), first_sample)
-    logistic = random.exponential_of(words ^ 0xFFFFFFFF) - random.exponential_of(words)
-    return random.gumbel(sizes[0], key=key, first_sample=first_sample), logistic.float()
+    return random.gumbel(sizes[0], key=key, first_sample=first_sample), random.logistic_of(words).float()
