@@ -27,7 +27,7 @@ endif()
 set(VARIATE_SANITIZE_FLAGS -fsanitize=${VARIATE_SANITIZE} -fno-sanitize-recover=all -O1 -g1)
 
 set(VARIATE_FAMILIES random reparam elbo bound linear logistic)
-set(VARIATE_CUDA_FAMILIES random reparam elbo)
+set(VARIATE_CUDA_FAMILIES random reparam elbo logistic)
 
 # The CPU kernels for one instruction set: an object library of its own.
 function(variate_cpu_kernels isa)

@@ -93,7 +93,11 @@ variate_discretized_logistic_nll_backward(const variate_discretized_logistic_nll
 
 VARIATE_API uint64_t
 variate_discretized_logistic_mixture_nll_workspace(const variate_discretized_logistic_mixture_nll_args* args) {
-  return args ? cpu::mixture_workspace(*args) : 0;
+  if (!args) return 0;
+#if defined(VARIATE_WITH_CUDA)
+  if (args->execution.device == VARIATE_CUDA) return cuda::discretized_logistic_mixture_nll_workspace(*args);
+#endif
+  return cpu::mixture_workspace(*args);
 }
 
 VARIATE_API variate_status
@@ -110,7 +114,8 @@ variate_discretized_logistic_mixture_nll(const variate_discretized_logistic_mixt
     check_image(checks, a.params, "params", is_floating);
     check_image(checks, a.target, "target", is_floating_or_uint8);
   };
-  return run(__func__, args, check, empty, &cpu::Kernels::discretized_logistic_mixture_nll, nullptr);
+  return run(__func__, args, check, empty, &cpu::Kernels::discretized_logistic_mixture_nll,
+             VARIATE_CUDA_KERNEL(discretized_logistic_mixture_nll));
 }
 
 VARIATE_API uint64_t variate_discretized_logistic_mixture_nll_backward_workspace(
@@ -131,7 +136,8 @@ variate_discretized_logistic_mixture_nll_backward(const variate_discretized_logi
     check_image(checks, a.target, "target", is_floating_or_uint8);
     check_image(checks, a.grad_params, "grad_params", is_floating);
   };
-  return run(__func__, args, check, no_pixels, &cpu::Kernels::discretized_logistic_mixture_nll_backward, nullptr);
+  return run(__func__, args, check, no_pixels, &cpu::Kernels::discretized_logistic_mixture_nll_backward,
+             VARIATE_CUDA_KERNEL(discretized_logistic_mixture_nll_backward));
 }
 
 VARIATE_API variate_status

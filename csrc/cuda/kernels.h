@@ -24,4 +24,8 @@ variate_status bernoulli_nll(const variate_bernoulli_nll_args&);
 uint64_t bernoulli_nll_workspace(const variate_bernoulli_nll_args&);
 variate_status bernoulli_nll_backward(const variate_bernoulli_nll_backward_args&);
 
+variate_status discretized_logistic_mixture_nll(const variate_discretized_logistic_mixture_nll_args&);
+uint64_t discretized_logistic_mixture_nll_workspace(const variate_discretized_logistic_mixture_nll_args&);
+variate_status discretized_logistic_mixture_nll_backward(const variate_discretized_logistic_mixture_nll_backward_args&);
+
 }  // namespace variate::cuda

@@ -226,5 +226,11 @@ STABLE_TORCH_LIBRARY_IMPL(variate, CPU, library) {
   library.impl("discretized_logistic_mixture_nll_backward", TORCH_BOX(&discretized_logistic_mixture_nll_backward));
   library.impl("discretized_logistic_mixture_sample", TORCH_BOX(&discretized_logistic_mixture_sample));
 }
+#if defined(VARIATE_WITH_CUDA)
+STABLE_TORCH_LIBRARY_IMPL(variate, CUDA, library) {
+  library.impl("discretized_logistic_mixture_nll", TORCH_BOX(&discretized_logistic_mixture_nll));
+  library.impl("discretized_logistic_mixture_nll_backward", TORCH_BOX(&discretized_logistic_mixture_nll_backward));
+}
+#endif
 
 }  // namespace variate::torch_ops

@@ -303,6 +303,103 @@ void test_workspace() {
   CHECK_REFUSED(variate_bernoulli_nll, nll, "workspace");
 }
 
+template <class Args>
+Args mixture(const std::vector<float>& input, std::vector<char>& workspace) {
+  Args args{};
+  args.struct_size = sizeof args;
+  args.batch = 2;
+  args.pixels = 4;
+  args.channels = 1;
+  args.mixtures = 2;
+  args.bits = 8;
+  args.params = {const_cast<float*>(input.data()), VARIATE_FLOAT32, 24, 6, 1};
+  args.execution.workspace = workspace.data();
+  args.execution.workspace_bytes = workspace.size();
+  return args;
+}
+
+// What every call over a mixture refuses.
+#define CHECK_REFUSED_MIXTURES(function, args)                 \
+  do {                                                         \
+    auto bad = args;                                           \
+    for (int channels : {-1, 0, 2, 4}) {                       \
+      bad.channels = channels;                                 \
+      CHECK_REFUSED(function, bad, "channels");                \
+    }                                                          \
+    bad = args;                                                \
+    bad.mixtures = 0;                                          \
+    CHECK_REFUSED(function, bad, "mixtures");                  \
+    bad = args;                                                \
+    for (int bits : {std::numeric_limits<int>::min(), 0, 9}) { \
+      bad.bits = bits;                                         \
+      CHECK_REFUSED(function, bad, "bits");                    \
+    }                                                          \
+    bad = args;                                                \
+    bad.batch = -1;                                            \
+    CHECK_REFUSED(function, bad, "batch");                     \
+    bad = args;                                                \
+    bad.pixels = -1;                                           \
+    CHECK_REFUSED(function, bad, "pixels");                    \
+    bad = args;                                                \
+    bad.params.data = nullptr;                                 \
+    CHECK_REFUSED(function, bad, "params is missing");         \
+    bad = args;                                                \
+    bad.params.dtype = VARIATE_INT64;                          \
+    CHECK_REFUSED(function, bad, "params has a dtype");        \
+  } while (false)
+
+void test_logistic() {
+  const std::vector<float> input(64);
+  auto nll = make<variate_discretized_logistic_nll_args>(4, 16);
+  nll.bits = 8;
+  nll.mean = nll.log_scale = nll.target = view(input, 16);
+  nll.nll = view(out, 1);
+  for (int bits : {-8, 0, 9}) {
+    nll.bits = bits;
+    CHECK_REFUSED(variate_discretized_logistic_nll, nll, "bits");
+  }
+  nll.bits = 8;
+  const int edges = 2;
+  std::memcpy(&nll.edges, &edges, sizeof edges);
+  CHECK_REFUSED(variate_discretized_logistic_nll, nll, "edges");
+  nll.edges = VARIATE_COMPAT_EDGES;
+  nll.log_scale.data = nullptr;
+  CHECK_REFUSED(variate_discretized_logistic_nll, nll, "log_scale");
+
+  auto backward = make<variate_discretized_logistic_nll_backward_args>(4, 16);
+  backward.bits = 8;
+  backward.mean = backward.log_scale = backward.target = view(input, 16);
+  backward.grad_mean = backward.grad_log_scale = view(out, 16);
+  CHECK_REFUSED(variate_discretized_logistic_nll_backward, backward, "grad_nll");
+
+  std::vector<char> workspace(1 << 20);
+  auto whole = mixture<variate_discretized_logistic_mixture_nll_args>(input, workspace);
+  whole.target = {const_cast<float*>(input.data()), VARIATE_FLOAT32, 4, 1, 1};
+  whole.nll = view(out, 1);
+  CHECK_REFUSED_MIXTURES(variate_discretized_logistic_mixture_nll, whole);
+  const std::uint64_t bytes = variate_discretized_logistic_mixture_nll_workspace(&whole);
+  CHECK(bytes > 0 && bytes <= workspace.size() && variate_discretized_logistic_mixture_nll_workspace(nullptr) == 0);
+  whole.execution.workspace_bytes = bytes - 1;
+  CHECK_REFUSED(variate_discretized_logistic_mixture_nll, whole, "workspace");
+
+  auto gradient = mixture<variate_discretized_logistic_mixture_nll_backward_args>(input, workspace);
+  gradient.target = whole.target;
+  gradient.grad_nll = view(input, 1);
+  gradient.grad_params = {out.data(), VARIATE_FLOAT32, 24, 6, 1};
+  CHECK_REFUSED_MIXTURES(variate_discretized_logistic_mixture_nll_backward, gradient);
+  gradient.grad_params.data = nullptr;
+  CHECK_REFUSED(variate_discretized_logistic_mixture_nll_backward, gradient, "grad_params");
+
+  auto sample = mixture<variate_discretized_logistic_mixture_sample_args>(input, workspace);
+  sample.noise.key = key;
+  sample.sample = {out.data(), VARIATE_UINT8, 4, 1, 1};
+  CHECK_REFUSED_MIXTURES(variate_discretized_logistic_mixture_sample, sample);
+  sample.sample.dtype = VARIATE_FLOAT32;
+  CHECK_REFUSED(variate_discretized_logistic_mixture_sample, sample, "sample has a dtype");
+  sample.noise.key = nullptr;
+  CHECK_REFUSED(variate_discretized_logistic_mixture_sample, sample, "noise.key");
+}
+
 void test_device() {
   if (variate_cuda_architectures()[0] != '\0') return;
   variate_random_args args = draw();
@@ -369,6 +466,7 @@ int main() {
   test_linear();
   test_samples();
   test_workspace();
+  test_logistic();
   test_device();
   test_empty();
   test_last_error();

@@ -263,12 +263,12 @@ def _(
     return mean.new_empty(mean.shape), log_scale.new_empty(log_scale.shape)
 
 
-@_backend.register("discretized_logistic_mixture_nll", cuda=False)
+@_backend.register("discretized_logistic_mixture_nll")
 def _(params: Tensor, target: Tensor, mixtures: int, bits: int, edges: int, channels_last: bool) -> Tensor:
     return params.new_empty((params.shape[0],), dtype=_sum_dtype(params, target))
 
 
-@_backend.register("discretized_logistic_mixture_nll_backward", cuda=False)
+@_backend.register("discretized_logistic_mixture_nll_backward")
 def _(
     grad_nll: Tensor, params: Tensor, target: Tensor, mixtures: int, bits: int, edges: int, channels_last: bool
 ) -> Tensor:
