@@ -57,6 +57,8 @@ def mixture(
     forward, backward = params + pixels * channels, 2 * params + pixels * channels
     promises = [Target(name, at_least, "both") for name, at_least in (against or {}).items()]
     promises += [Target("compile", 1.0, mode, device="cuda") for mode in MODES]
+    if options.get("threaded"):
+        promises.append(Target("one thread", 1.8, "both", threads=2))
     if params >= 2**26:
         promises += [Target("bound: copy", 0.85, mode, device="cuda") for mode in MODES]
     return Case(
