@@ -11,6 +11,12 @@ from .elbo import (
     normal_nll,
     normal_nll_backward,
 )
+from .linear import (
+    linear_bernoulli_nll,
+    linear_bernoulli_nll_backward,
+    linear_categorical_nll,
+    linear_categorical_nll_backward,
+)
 from .logistic import (
     discretized_logistic_mixture_nll,
     discretized_logistic_mixture_nll_backward,
@@ -44,6 +50,10 @@ __all__ = [
     "fold_in",
     "gumbel",
     "importance_weighted_bound",
+    "linear_bernoulli_nll",
+    "linear_bernoulli_nll_backward",
+    "linear_categorical_nll",
+    "linear_categorical_nll_backward",
     "location_scale_rsample",
     "location_scale_rsample_backward",
     "normal",

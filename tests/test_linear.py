@@ -174,7 +174,7 @@ def check(likelihood: str, layer: Layer, upstream=SUM, function=None) -> None:
 
 
 # More rows than a chunk holds, more columns than a block, and both; neither divides evenly.
-SIZES = (((7,), 5, 11), ((1000,), 20, 600), ((3, 5), 7, 11), ((9, 64), 20, 784), ((300,), 9, 2500), ((2, 150), 6, 2500))
+SIZES = (((7,), 5, 11), ((1000,), 20, 600), ((3, 5), 7, 11), ((9, 64), 20, 784), ((150,), 9, 2500), ((2, 75), 6, 2500))
 
 
 @pytest.mark.parametrize("likelihood", LIKELIHOODS)
@@ -187,7 +187,7 @@ def test_values_and_gradients(likelihood: str, upstream, rows, units: int, varia
 @pytest.mark.parametrize("likelihood", LIKELIHOODS)
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
 def test_dtypes(likelihood: str, dtype: torch.dtype) -> None:
-    for rows, units, variables in (((1,), 5, 11), ((1000,), 20, 600), ((300,), 9, 2500), ((2, 150), 6, 2500)):
+    for rows, units, variables in (((1,), 5, 11), ((500,), 20, 600), ((2, 75), 9, 2500)):
         for upstream in (MEAN, WEIGHTS):
             check(likelihood, draw(likelihood, rows, units, variables, dtype), upstream)
 
@@ -294,9 +294,9 @@ def test_empty(likelihood: str, rows, units: int, variables: int) -> None:
 
 @pytest.mark.parametrize("likelihood", LIKELIHOODS)
 def test_gradcheck_of_all_inputs(likelihood: str) -> None:
-    for rows in ((), (4,), (2, 3)):
-        *layer, target = draw(likelihood, rows, 3, 5, torch.float64)
-        target = target if rows else target.reshape(5)
+    for rows in ((), (2, 3)):
+        *layer, target = draw(likelihood, rows, 2, 3, torch.float64)
+        target = target if rows else target.reshape(3)
         leaves = [x.requires_grad_() for x in layer]
         for weighted in (False, True):
             for of in (torch.sum, lambda nll: (nll * WEIGHTS(nll)).sum()):
@@ -309,7 +309,7 @@ def test_gradcheck_of_all_inputs(likelihood: str) -> None:
 
 @pytest.mark.parametrize("likelihood", LIKELIHOODS)
 def test_each_gradient_alone(likelihood: str) -> None:
-    *layer, target = draw(likelihood, (2, 300), 7, 300)
+    *layer, target = draw(likelihood, (2, 300), 7, 100)
     for upstream, weighted in itertools.product((SUM, MEAN, WEIGHTS), (False, True)):
         among = gradients_of(
             lambda *args, w=weighted: linear.nll(likelihood, *args, weighted=w), (*layer, target), upstream

@@ -600,6 +600,116 @@ def test_discretized_logistic_mixture_of_extreme_parameters(interpreted):
     assert levels[1, :, 0, 1].tolist() == [0, 0, 0]
 
 
+def linear_example(likelihood, rows, units, variables, dtype=torch.float32, target_dtype=None):
+    generator = torch.Generator().manual_seed(0)
+    ways = 1 if likelihood == "bernoulli" else 5
+    hidden, weight, bias = (
+        torch.randn(size, generator=generator, dtype=torch.float64).to(dtype)
+        for size in ((*rows, units), (variables * ways, units), (variables * ways,))
+    )
+    target = torch.randint(0, 2 if likelihood == "bernoulli" else ways, (*rows[-1:], variables), generator=generator)
+    return hidden, weight, bias, target.to(target_dtype or (dtype if likelihood == "bernoulli" else torch.int64))
+
+
+def expected_linear_nll(likelihood, hidden, weight, bias, target):
+    logits = hidden @ weight.t() + bias
+    if likelihood == "bernoulli":
+        terms = torch.nn.functional.softplus(logits) - logits * target
+    else:
+        logits = logits.unflatten(-1, (target.shape[-1], -1))
+        index = target.long().expand(logits.shape[:-1])[..., None]
+        terms = logits.logsumexp(-1) - logits.gather(-1, index)[..., 0]
+    return terms.sum(-1)
+
+
+@pytest.mark.parametrize("likelihood", ["bernoulli", "categorical"])
+@pytest.mark.parametrize(
+    ("rows", "units", "variables", "dtype", "target_dtype"),
+    [
+        ((5,), 3, 7, torch.float32, None),
+        ((2, 3), 5, 1100, torch.float32, torch.uint8),
+        ((2, 3), 4, 9, torch.float64, None),
+        ((2, 3), 4, 9, torch.bfloat16, torch.uint8),
+        ((6,), 4, 9, torch.float16, torch.uint8),
+    ],
+)
+def test_linear_nll(interpreted, likelihood, rows, units, variables, dtype, target_dtype):
+    layer = linear_example(likelihood, rows, units, variables, dtype, target_dtype)
+    leaves = [x.double().requires_grad_() for x in layer[:3]]
+    exact = expected_linear_nll(likelihood, *leaves, layer[3].double())
+    nll, *unit = getattr(interpreted, f"linear_{likelihood}_nll")(*layer, True, True, True)
+    double = dtype == torch.float64
+    assert nll.dtype == (torch.float64 if double else torch.float32) and nll.shape == exact.shape
+    precision = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 0.03, torch.float16: 4e-3}[dtype]
+
+    def near(actual, expected):  # roundings of sums of products, by the largest element
+        assert float((actual.double() - expected).abs().max()) <= precision * float(expected.abs().max())
+
+    near(nll, exact)
+    weights = torch.linspace(0.5, 2.0, nll.numel(), dtype=nll.dtype).view(nll.shape)
+    uniform = torch.tensor(0.5, dtype=nll.dtype).expand(nll.shape)
+    for upstream in (torch.ones_like(nll)[..., :1].expand(nll.shape) if nll.dim() == 1 else uniform, uniform, weights):
+        expected = torch.autograd.grad(exact, leaves, upstream.double(), retain_graph=True)
+        for made in (True, False):
+            start = unit if made else [torch.full_like(x, math.nan) for x in unit]
+            name = f"linear_{likelihood}_nll_backward"
+            gradients = interpreted.filled(name, upstream, *layer, *start, made)[5:8]
+            for gradient, value, like in zip(gradients, expected, layer[:3], strict=True):
+                assert gradient.dtype == like.dtype and gradient.shape == like.shape
+                near(gradient, value)
+    plain, *nothing = getattr(interpreted, f"linear_{likelihood}_nll")(*layer, False, False, False)
+    assert torch.equal(plain, nll) and all(x.numel() == 0 for x in nothing)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("chunk", [(2**24, 2**14, 256), (30, 8, 4), (1, 1, 1), (100, 5, 1)])
+def test_linear_nll_is_the_same_by_any_chunks(monkeypatch, dtype, chunk):
+    """What surrounds the kernels, with an epilogue by torch in their place."""
+    module = sys.modules[f"{load_kernels().__name__}.linear"]
+    for name, value in zip(("CHUNK", "CHUNK_COLS", "LEAST_ROWS"), chunk, strict=True):
+        monkeypatch.setattr(module, name, value)
+
+    def epilogue(products, bias, target, ways, first_sample, nll, gradient):
+        logits = products.double() + bias
+        x = target[(first_sample + torch.arange(len(products))) % len(target)].double()
+        nll.copy_((torch.nn.functional.softplus(logits) - logits * x).sum(1))
+        if gradient:
+            products.copy_(logits.sigmoid() - x)
+
+    layer = linear_example("bernoulli", (3, 7), 4, 21, dtype)
+    leaves = [x.double().requires_grad_() for x in layer[:3]]
+    exact = expected_linear_nll("bernoulli", *leaves, layer[3].double())
+    nll, *unit = module._forward(epilogue, *layer, True, True, True)
+    precision = 1e-13 if dtype == torch.float64 else 0.02
+    torch.testing.assert_close(nll.double(), exact.detach(), rtol=precision, atol=0)
+    for upstream in (torch.tensor(0.5).expand(3, 7), torch.linspace(0.5, 2.0, 21).view(3, 7)):
+        expected = torch.autograd.grad(exact, leaves, upstream.double(), retain_graph=True)
+        for made in (True, False):
+            gradients = [x.clone() if made else torch.full_like(x, math.nan) for x in unit]
+            module._backward(epilogue, upstream, *layer, *gradients, made)
+            for gradient, value in zip(gradients, expected, strict=True):
+                assert (gradient.double() - value).abs().max() <= precision * value.abs().max()
+
+
+@pytest.mark.parametrize("likelihood", ["bernoulli", "categorical"])
+@pytest.mark.parametrize("sizes", [((0,), 3, 4), ((2, 0), 3, 4), ((3,), 0, 4), ((3,), 4, 0)])
+def test_linear_nll_of_nothing(interpreted, likelihood, sizes):
+    layer = linear_example(likelihood, *sizes)
+    nll, *unit = getattr(interpreted, f"linear_{likelihood}_nll")(*layer, True, True, True)
+    if sizes[1]:
+        assert torch.equal(nll, torch.zeros(sizes[0]))
+    for gradient, like in zip(unit, layer, strict=False):
+        assert gradient.shape == like.shape and (gradient.isfinite().all() or not gradient.numel())
+
+
+def test_linear_categorical_nll_of_many_ways_and_targets_outside(interpreted):
+    hidden, weight = torch.ones(3, 2), torch.zeros(2 * 1500, 2)
+    target = torch.tensor([[0, 1499], [7, 1500], [-1, 3]])
+    nll, grad_hidden, *_ = interpreted.linear_categorical_nll(hidden, weight, None, target, True, False, False)
+    assert nll[0].item() == pytest.approx(2 * math.log(1500), rel=1e-6)
+    assert nll.isnan().tolist() == [False, True, True] and grad_hidden.isnan().all(1).tolist() == [False, True, True]
+
+
 @pytest.mark.parametrize("size", [(0,), (0, 4), (3, 0)])
 def test_empty_inputs(interpreted, size):
     x = torch.zeros(size)
@@ -681,6 +791,8 @@ def launches(dtype, rows, cols):
     x = torch.zeros(rows, cols, dtype=dtype)
     row = torch.zeros(rows, dtype=torch.float64 if dtype == torch.float64 else torch.float32)
     free_bits = torch.zeros(())
+    hidden, weight = torch.zeros(rows, 8, dtype=dtype), torch.zeros(cols, 8, dtype=dtype)
+    layer = (hidden, weight, x[0])
     return {
         "uniform": lambda: kernels.uniform(x, key, 0),
         "normal": lambda: kernels.normal(x, key, 0),
@@ -707,6 +819,13 @@ def launches(dtype, rows, cols):
         "bernoulli_nll": lambda: kernels.bernoulli_nll(x, x),
         "bernoulli_nll_backward": lambda: kernels.bernoulli_nll_backward(row, x, x, 3),
         "categorical": lambda: kernels.categorical(x, key, 0),
+        "linear_bernoulli_nll": lambda: kernels.linear_bernoulli_nll(*layer, x, False, True, True),
+        "linear_categorical_nll": lambda: kernels.linear_categorical_nll(
+            *layer, torch.zeros(rows, 20, dtype=torch.uint8), False, True, True
+        ),
+        "linear_categorical_nll_of_pairs": lambda: kernels.linear_categorical_nll(
+            *layer, torch.zeros(rows, cols // 2, dtype=torch.int64), False, False, False
+        ),
         "discretized_logistic_nll": lambda: kernels.discretized_logistic_nll(x, x, x, 8, 1),
         "discretized_logistic_nll_backward": lambda: kernels.discretized_logistic_nll_backward(row, x, x, x, 8, 1),
     }
@@ -729,7 +848,7 @@ def test_kernels_compile_without_spills(capability, dtype):
         kernels = aot.compiled(capability, call)
         for kernel in kernels:
             check_compiled(kernel, dtype)
-        if dtype == torch.float32 and name != "categorical":
+        if dtype == torch.float32 and name not in ("categorical", "linear_categorical_nll_of_pairs"):
             reads = name not in ("uniform", "normal", "exponential", "gumbel")
             assert 4 in kernels[0].vector_widths("ld" if reads else "st"), f"{name} loads or stores one by one"
             if name not in ("bernoulli_nll", "discretized_logistic_nll"):

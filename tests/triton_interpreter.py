@@ -31,7 +31,8 @@ def load_kernels() -> ModuleType:
 class Interpreter:
     """interpreter.normal_rsample(mean, log_var, key, 0) is kernels.normal_rsample of the same, interpreted.
 
-    A kernel that fills its first argument leaves this process's tensor alone, and the filled one is returned.
+    A kernel that fills its first argument leaves this process's tensor alone, and the filled one is returned;
+    of one that fills others, interpreter.filled(name, *args) is all arguments after the call.
     """
 
     def __init__(self) -> None:
@@ -42,15 +43,22 @@ class Interpreter:
 
     def __getattr__(self, name: str) -> Any:
         def call(*args: Any) -> Any:
-            assert self._process.stdin is not None and self._process.stdout is not None
-            pickle.dump((name, args), self._process.stdin)
-            self._process.stdin.flush()
-            result = pickle.load(self._process.stdout)
-            if isinstance(result, Exception):
-                raise result
-            return result
+            result, filled = self._ask(name, args)
+            return filled[0] if result is None else result
 
         return call
+
+    def filled(self, name: str, *args: Any) -> Any:
+        return self._ask(name, args)[1]
+
+    def _ask(self, name: str, args: tuple[Any, ...]) -> Any:
+        assert self._process.stdin is not None and self._process.stdout is not None
+        pickle.dump((name, args), self._process.stdin)
+        self._process.stdin.flush()
+        answer = pickle.load(self._process.stdout)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
 
     def close(self) -> None:
         self._process.communicate()
@@ -66,11 +74,10 @@ def _serve() -> None:
         except EOFError:
             return
         try:
-            result = getattr(kernels, name)(*args)
-            result = args[0] if result is None else result
+            answer: Any = getattr(kernels, name)(*args), args
         except Exception as error:
-            result = RuntimeError(f"{name}: {error!r}")
-        pickle.dump(result, answers)
+            answer = RuntimeError(f"{name}: {error!r}")
+        pickle.dump(answer, answers)
         answers.flush()
 
 

@@ -13,6 +13,15 @@ import torch
 
 _DRAW = "(Tensor(a!) out, Tensor key, SymInt first_sample) -> ()"
 
+_LINEAR_NLL = (
+    "(Tensor hidden, Tensor weight, Tensor? bias, Tensor target, bool hidden_grad, bool weight_grad, bool bias_grad)"
+    " -> (Tensor, Tensor, Tensor, Tensor)"
+)
+_LINEAR_NLL_BACKWARD = (
+    "(Tensor grad_nll, Tensor hidden, Tensor weight, Tensor? bias, Tensor target, Tensor(a!)? grad_hidden,"
+    " Tensor(b!)? grad_weight, Tensor(c!)? grad_bias, bool unit) -> ()"
+)
+
 # The schemas of the ops that have a Triton kernel, equal to those of `variate::<op>`.
 SCHEMAS = {
     "bits": _DRAW,
@@ -76,6 +85,10 @@ SCHEMAS = {
     "bernoulli_nll": "(Tensor logits, Tensor target, bool elementwise=False) -> Tensor",
     "bernoulli_nll_backward": "(Tensor grad_nll, Tensor logits, Tensor target, int wanted) -> (Tensor, Tensor)",
     "importance_weighted_bound": "(Tensor log_weight, bool leave_one_out) -> (Tensor, Tensor, Tensor, Tensor)",
+    "linear_bernoulli_nll": _LINEAR_NLL,
+    "linear_bernoulli_nll_backward": _LINEAR_NLL_BACKWARD,
+    "linear_categorical_nll": _LINEAR_NLL,
+    "linear_categorical_nll_backward": _LINEAR_NLL_BACKWARD,
 }
 
 _library = torch.library.Library("variate", "FRAGMENT")
