@@ -25,6 +25,13 @@ from .logistic import (
     discretized_logistic_nll_backward,
 )
 from .random import bernoulli, bits, categorical, exponential, fold_in, gumbel, normal, randint, uniform
+from .relaxed import (
+    bernoulli_straight_through,
+    gumbel_softmax,
+    gumbel_softmax_backward,
+    relaxed_bernoulli_rsample,
+    relaxed_bernoulli_rsample_backward,
+)
 from .reparam import (
     location_scale_rsample,
     location_scale_rsample_backward,
@@ -39,6 +46,7 @@ __all__ = [
     "bernoulli_kl_backward",
     "bernoulli_nll",
     "bernoulli_nll_backward",
+    "bernoulli_straight_through",
     "bits",
     "categorical",
     "discretized_logistic_mixture_nll",
@@ -49,6 +57,8 @@ __all__ = [
     "exponential",
     "fold_in",
     "gumbel",
+    "gumbel_softmax",
+    "gumbel_softmax_backward",
     "importance_weighted_bound",
     "linear_bernoulli_nll",
     "linear_bernoulli_nll_backward",
@@ -65,5 +75,7 @@ __all__ = [
     "normal_rsample_kl",
     "normal_rsample_kl_backward",
     "randint",
+    "relaxed_bernoulli_rsample",
+    "relaxed_bernoulli_rsample_backward",
     "uniform",
 ]

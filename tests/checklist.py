@@ -66,10 +66,14 @@ class OpCase:
     raw: Callable[[Tensors, Tensor], list[tuple[Any, tuple[Any, ...]]]]
     options: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
     annealed: tuple[str, ...] = ()  # the options that people change from step to step
+    annealed_from: float = 0.0
     stochastic: bool = False
     noise: bool = False  # it is a draw itself: the reference then draws its own, and so tests the noise
     absolute_error: float = 0.0  # what the float32 result may differ from float64's beyond rounding, and why
     accepts: Callable[[tuple[int, ...]], bool] = lambda shape: True  # which shapes
+    joint_dims: int = 0  # the last dimensions that a NaN spreads over, as it does over categories
+    straight_through: bool = False  # its gradient is another function's
+    keeps_output: bool = False  # its backward pass reads the output in place of the inputs
 
     @property
     def differentiable(self) -> bool:
@@ -324,7 +328,7 @@ class Checklist:
             for ours, theirs in zip(run(case, tensors).all, run(case, tensors, case.reference).all, strict=True):
                 assert ours.dtype == theirs.dtype and ours.shape == theirs.shape
 
-    @differentiable
+    @applies(lambda case: case.differentiable and not case.straight_through)
     def test_gradcheck(self, case: OpCase) -> None:
         tensors = tuple(
             tensor.requires_grad_(arg.differentiable)
@@ -418,7 +422,7 @@ class Checklist:
             assert any(tensor.isnan().any() for tensor in result.all) or not result.outputs[0].is_floating_point()
             clean = run(case, make(case, shape, torch.float32, place.device))
             for number, (tensor, before) in enumerate(zip(result.all, clean.all, strict=True)):
-                here = where[: tensor.dim()]
+                here = where[: min(tensor.dim(), len(where) - case.joint_dims)]
                 is_output = number < len(result.outputs)
                 if is_output and tensor.is_floating_point() and tensor.dim() < len(shape):
                     assert tensor[here].isnan().all()  # a sum over the sample, which the NaN is part of
@@ -536,7 +540,10 @@ class Checklist:
     @applies(lambda case: bool(case.annealed))
     @pytest.mark.parametrize("form", [float, torch.tensor], ids=["float", "tensor"])
     def test_recompilations_for_annealed_scalars(self, case: OpCase, form: Any, fresh_dynamo: None) -> None:
-        self.check_recompilations(case, lambda step: (4, {name: form(0.03 * step) for name in case.annealed}))
+        def at(step: int) -> tuple[int, dict[str, Any]]:
+            return 4, {name: form(case.annealed_from + 0.03 * step) for name in case.annealed}
+
+        self.check_recompilations(case, at)
 
     def check_recompilations(self, case: OpCase, at: Callable[[int], tuple[int, dict[str, Any]]]) -> None:
         """Twelve values of what changes from step to step: at most two graphs, the second with a symbol."""
@@ -587,7 +594,7 @@ class Checklist:
             with pytest.raises(RuntimeError, match="once_differentiable"):
                 again.backward()
 
-    @differentiable
+    @applies(lambda case: case.differentiable and not case.keeps_output)
     def test_inputs_changed_before_backward_raise(self, case: OpCase) -> None:
         for index in range(len(case.args)):
             tensors = make(case, (5, 3))

@@ -450,6 +450,72 @@ def test_location_scale_rsample(interpreted, base, dtype, samples, antithetic):
     )
 
 
+# Relaxed and straight-through samples.
+
+
+@pytest.mark.parametrize(
+    ("size", "dtype", "tau"),
+    [
+        ((5, 21), torch.float32, None),
+        ((2, 3, 7), torch.float64, torch.tensor(0.6)),  # lines begin inside a block of four
+        ((9,), torch.float32, 0.6),
+        ((2, 1301), torch.float32, torch.tensor(0.6).double()),  # and have more than one tile
+        ((3, 8), torch.float16, torch.tensor(2.0)),
+    ],
+)
+def test_gumbel_softmax(interpreted, size, dtype, tau):
+    logits, grad_y = example(size, dtype)
+    rows = size[0] if len(size) > 1 else 1
+    gumbel = torch.from_numpy(-np.log(exponentials_of(words_of(rows, logits.numel() // rows, first_sample=2))))
+    leaf = logits.double().requires_grad_()
+    temperature = 1.0 if tau is None else float(tau)
+    soft = torch.softmax((leaf + gumbel.view(size)) / temperature, -1)
+    (expected,) = torch.autograd.grad(soft, leaf, grad_y.double(), retain_graph=True)
+    key = tensor_of(KEY)
+    y = interpreted.gumbel_softmax(logits, tau, key, 2, False)
+    close(y, soft.detach(), dtype, scale=20.0 if dtype.itemsize >= 4 else 2.0)  # an exponential of up to 20 / 0.6
+    hard = interpreted.gumbel_softmax(logits, tau, key, 2, True)
+    assert torch.equal(hard, torch.nn.functional.one_hot(soft.argmax(-1), size[-1]).to(dtype))
+    for source in ((y, None, tau, None, 0), (None, logits, tau, key, 2)):
+        grad = interpreted.gumbel_softmax_backward(grad_y, *source)
+        close(grad, expected, dtype, scale=50.0 if dtype.itemsize >= 4 else 4.0)
+    (expected,) = torch.autograd.grad(torch.softmax(leaf / temperature, -1), leaf, grad_y.double())
+    grad = interpreted.gumbel_softmax_backward(grad_y, None, logits, tau, None, 0)
+    close(grad, expected, dtype, scale=20.0 if dtype.itemsize >= 4 else 2.0)
+
+
+def test_gumbel_softmax_of_extreme_logits(interpreted):
+    logits = torch.full((5, 6), -math.inf)
+    logits[1, 3] = 0.0
+    logits[2, 2:4] = math.inf
+    logits[3, 2] = math.nan
+    for tau in (1e-45, 1.0, 1e30):
+        y = interpreted.gumbel_softmax(logits, torch.tensor(tau), tensor_of(KEY), 0, False)
+        assert torch.equal(y[0], torch.full((6,), 1.0) / 6) and y[1].tolist() == [0, 0, 0, 1, 0, 0]
+        assert y[2].tolist() == [0, 0, 0.5, 0.5, 0, 0] and y[3].isnan().all()
+    hard = interpreted.gumbel_softmax(logits, None, tensor_of(KEY), 0, True)
+    assert hard[:3].argmax(-1).tolist() == [0, 3, 2] and hard[3].isnan().all()
+
+
+@pytest.mark.parametrize(("dtype", "temperature"), [(torch.float32, None), (torch.float64, 0.6), (torch.float16, 0.6)])
+def test_relaxed_and_straight_through_bernoulli(interpreted, dtype, temperature):
+    logits, grad_z = example((5, 21), dtype)
+    key = tensor_of(KEY)
+    logistic = noise_of("logistic", 5, 21, KEY, 2)[0]
+    leaf = logits.double().requires_grad_()
+    soft = torch.sigmoid((leaf + logistic) / (temperature or 1.0))
+    (expected,) = torch.autograd.grad(soft, leaf, grad_z.double())
+    z = interpreted.relaxed_bernoulli_rsample(logits, temperature, key, 2, False)
+    close(z, soft.detach(), dtype, scale=3.0)
+    hard = interpreted.relaxed_bernoulli_rsample(logits, temperature, key, 2, True)
+    assert torch.equal(hard.double(), (soft > 0.5).double())
+    for source in ((z, None, temperature, None, 0), (None, logits, temperature, key, 2)):
+        close(interpreted.relaxed_bernoulli_rsample_backward(grad_z, *source), expected, dtype, scale=10.0)
+    words = torch.from_numpy(words_of(5, 21, first_sample=2).astype(np.float64))
+    draws = interpreted.bernoulli_straight_through(logits, key, 2)
+    assert torch.equal(draws.double(), (words < torch.sigmoid(leaf).detach() * 2.0**32).double())
+
+
 def test_nan_stays_where_it_came_in(interpreted):
     mean, log_var = example((4, 30))
     mean[1, 7] = math.nan
@@ -816,6 +882,16 @@ def launches(dtype, rows, cols):
             )
             for i, base in enumerate(BASES)
         },
+        "gumbel_softmax": lambda: kernels.gumbel_softmax(x, free_bits, key, 0, False),
+        "gumbel_softmax_hard": lambda: kernels.gumbel_softmax(x, None, key, 0, True),
+        "gumbel_softmax_backward": lambda: kernels.gumbel_softmax_backward(x, x, None, free_bits, None, 0),
+        "gumbel_softmax_hard_backward": lambda: kernels.gumbel_softmax_backward(x, None, x, free_bits, key, 0),
+        "relaxed_bernoulli_rsample": lambda: kernels.relaxed_bernoulli_rsample(x, free_bits, key, 0, False),
+        "relaxed_bernoulli_backward": lambda: kernels.relaxed_bernoulli_rsample_backward(x, x, None, None, None, 0),
+        "relaxed_bernoulli_hard_backward": lambda: kernels.relaxed_bernoulli_rsample_backward(
+            x, None, x, free_bits, key, 0
+        ),
+        "bernoulli_straight_through": lambda: kernels.bernoulli_straight_through(x, key, 0),
         "bernoulli_nll": lambda: kernels.bernoulli_nll(x, x),
         "bernoulli_nll_backward": lambda: kernels.bernoulli_nll_backward(row, x, x, 3),
         "categorical": lambda: kernels.categorical(x, key, 0),
@@ -871,6 +947,9 @@ def test_short_rows_integers_and_batched_keys_compile_without_spills(capability)
         lambda: kernels.categorical(torch.zeros(64, 3, 7), keys, 0),
         lambda: kernels.importance_weighted_bound(torch.zeros(50, 128), True),
         lambda: kernels.importance_weighted_bound(torch.zeros(1, 128), False),
+        lambda: kernels.gumbel_softmax(torch.zeros(64, 3, 7), None, keys, 0, False),
+        lambda: kernels.gumbel_softmax_backward(torch.zeros(64, 3, 700), None, torch.zeros(64, 3, 700), None, keys, 0),
+        lambda: kernels.relaxed_bernoulli_rsample(x, None, keys, 0, True),
         lambda: kernels.location_scale_rsample(x, x, keys, 0, 40, False, 1, 2),
         lambda: kernels.location_scale_rsample_backward(x.expand(40, 64, 32), x, x, keys, 0, 40, True, 3, 1),
     ]

@@ -246,10 +246,11 @@ class SampleNoise {
 template <class T>
 const T* load_sigma(const variate_tensor& spread, variate_parametrization parametrization, const Tile& t,
                     Buffer<T>& buffer) {
-  const T* given = load(spread, t, buffer);
-  if (parametrization == VARIATE_SCALE) return given;
+  Buffer<T> spread_buffer;
+  if (parametrization == VARIATE_SCALE) return load(spread, t, buffer);
+  const T* __restrict given = load(spread, t, spread_buffer);
   const T half = parametrization == VARIATE_LOG_VAR ? T(0.5) : T(1);
-  T* sigma = buffer.data;
+  T* __restrict sigma = buffer.data;
   for (int64_t i = 0; i < t.count; ++i) sigma[i] = math::exp(half * given[i]);
   return sigma;
 }

@@ -220,9 +220,9 @@ static inline T* optional_target(const variate_tensor& tensor, const Tile& t, Bu
   return tensor.data ? target(tensor, t, buffer) : buffer.data;
 }
 
+// Copies a tile to its tensor.
 template <class T>
-static inline void store(const variate_tensor& tensor, const Tile& t, const T* from) {
-  if (!tensor.data || in_place<T>(tensor, t)) return;
+static inline void write(const variate_tensor& tensor, const Tile& t, const T* from) {
   with_type(tensor.dtype, [&](auto* type) {
     using Element = std::remove_pointer_t<decltype(type)>;
     auto* to = static_cast<Element*>(tensor.data) + t.row * tensor.row_stride + t.col * tensor.col_stride;
@@ -237,6 +237,11 @@ static inline void store(const variate_tensor& tensor, const Tile& t, const T* f
       }
     }
   });
+}
+
+template <class T>
+static inline void store(const variate_tensor& tensor, const Tile& t, const T* from) {
+  if (tensor.data && !in_place<T>(tensor, t)) write(tensor, t, from);
 }
 
 // The part of a tensor that begins `offset` elements in.

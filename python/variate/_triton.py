@@ -65,6 +65,17 @@ SCHEMAS = {
         "(Tensor grad_z, Tensor loc, Tensor scale, Tensor key, SymInt first_sample, SymInt samples,"
         " bool antithetic, int base, int parametrization) -> (Tensor, Tensor)"
     ),
+    "gumbel_softmax": "(Tensor logits, Tensor? temperature, Tensor key, SymInt first_sample, bool hard) -> Tensor",
+    "gumbel_softmax_backward": (
+        "(Tensor grad_y, Tensor? y, Tensor? logits, Tensor? temperature, Tensor? key, SymInt first_sample) -> Tensor"
+    ),
+    "relaxed_bernoulli_rsample": (
+        "(Tensor logits, Tensor? temperature, Tensor key, SymInt first_sample, bool hard) -> Tensor"
+    ),
+    "relaxed_bernoulli_rsample_backward": (
+        "(Tensor grad_z, Tensor? z, Tensor? logits, Tensor? temperature, Tensor? key, SymInt first_sample) -> Tensor"
+    ),
+    "bernoulli_straight_through": "(Tensor logits, Tensor key, SymInt first_sample) -> Tensor",
     "normal_kl": (
         "(Tensor mean, Tensor spread, Tensor? prior_mean, Tensor? prior_spread, Tensor? free_bits,"
         " bool elementwise=False, int parametrization=0) -> Tensor"

@@ -278,6 +278,61 @@ void test_linear() {
   CHECK_OK(variate_linear_categorical_nll(&args));
 }
 
+void test_relaxed() {
+  const std::vector<float> input(64);
+  const std::vector<std::int64_t> integers(64);
+  auto softmax = make<variate_gumbel_softmax_args>(4, 0);
+  softmax.noise.key = key;
+  softmax.groups = 2;
+  softmax.categories = 8;
+  softmax.temperature_value = 1.0;
+  softmax.logits = view(input, 16);
+  softmax.y = view(out, 16);
+  const auto refuse = [](auto call, auto args, const char* word, auto change) {
+    refuse_samples(call, args, word, change);
+  };
+  refuse(variate_gumbel_softmax, softmax, "groups", [](auto& a) { a.groups = -1; });
+  refuse(variate_gumbel_softmax, softmax, "categories", [](auto& a) { a.categories = int64_min; });
+  refuse(variate_gumbel_softmax, softmax, "hard", [](auto& a) { a.hard = 2; });
+  for (double value : {0.0, -1.0, std::numeric_limits<double>::quiet_NaN()}) {
+    refuse(variate_gumbel_softmax, softmax, "temperature_value", [=](auto& a) { a.temperature_value = value; });
+  }
+  refuse(variate_gumbel_softmax, softmax, "temperature", [&](auto& a) { a.temperature = view(integers, 0); });
+  refuse(variate_gumbel_softmax, softmax, "noise.key", [](auto& a) { a.noise.key = nullptr; });
+  refuse(variate_gumbel_softmax, softmax, "logits", [&](auto& a) { a.logits = view(integers, 16); });
+  refuse(variate_gumbel_softmax, softmax, "y is missing", [](auto& a) { a.y = {}; });
+
+  auto gradient = make<variate_gumbel_softmax_backward_args>(4, 0);
+  gradient.groups = 2;
+  gradient.categories = 8;
+  gradient.temperature_value = 1.0;
+  gradient.grad_y = view(input, 16);
+  gradient.grad_logits = view(out, 16);
+  CHECK_REFUSED(variate_gumbel_softmax_backward, gradient, "exactly one of y and logits");
+  gradient.y = gradient.logits = view(input, 16);
+  CHECK_REFUSED(variate_gumbel_softmax_backward, gradient, "exactly one of y and logits");
+  gradient.y = {};
+  gradient.noise.key = key;
+  gradient.noise.first_sample = -1;
+  CHECK_REFUSED(variate_gumbel_softmax_backward, gradient, "first_sample");
+
+  auto relaxed = make<variate_relaxed_bernoulli_rsample_args>(4, 16);
+  relaxed.noise.key = key;
+  relaxed.logits = view(input, 16);
+  relaxed.z = view(out, 16);
+  CHECK_REFUSED(variate_relaxed_bernoulli_rsample, relaxed, "temperature_value must be above 0");
+  auto slope = make<variate_relaxed_bernoulli_rsample_backward_args>(4, 16);
+  slope.temperature_value = 1.0;
+  slope.logits = view(input, 16);
+  slope.grad_logits = view(out, 16);
+  CHECK_REFUSED(variate_relaxed_bernoulli_rsample_backward, slope, "grad_z");
+  auto hard = make<variate_bernoulli_straight_through_args>(4, 16);
+  hard.noise.key = key;
+  hard.logits = view(input, 16);
+  hard.out = view(integers, 16);
+  CHECK_REFUSED(variate_bernoulli_straight_through, hard, "out");
+}
+
 // Rows of more than one tile are summed in parts, for which the caller lends memory.
 void test_workspace() {
   const std::vector<float> input(2 * 3000);
@@ -465,6 +520,7 @@ int main() {
   test_bound();
   test_linear();
   test_samples();
+  test_relaxed();
   test_workspace();
   test_logistic();
   test_device();

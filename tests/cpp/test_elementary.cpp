@@ -4,6 +4,7 @@
 //   test_elementary [stride]    every stride-th float32 or word, and all of them where errors peak; 1 takes minutes
 #include <variate/math/elbo.hpp>
 #include <variate/math/random.hpp>
+#include <variate/math/relaxed.hpp>
 #include <variate/math/reparam.hpp>
 
 #include <algorithm>
@@ -179,6 +180,9 @@ void measure_elementary() {
   const auto softplus_of = [](float x) { return m::softplus(x); };
   const auto sigmoid_of = [](float x) { return m::sigmoid(x); };
   measure("softplus", -87.3f, max, 2.1, ties, softplus_of, softplus);
+  measure(
+      "sigmoid_slope", -86.0f, 86.0f, 4.6, ties, [](float x) { return m::sigmoid_slope(x); },
+      [](double x) { return sigmoid(x) * sigmoid(-x); });
   measure("sigmoid", -87.3f, max, 2.5, ties, sigmoid_of, sigmoid);
   measure_absolute("softplus < -87.3", -max, -87.3f, 0x1p-126, softplus_of, softplus);
   measure_absolute("sigmoid < -87.3", -max, -87.3f, 0x1p-126, sigmoid_of, sigmoid);
@@ -268,6 +272,13 @@ void test_special_values() {
   // An infinite logit that is right costs nothing; one that is wrong, everything.
   CHECK(m::bernoulli_nll(infinity, 1.0f) == 0.0f && m::bernoulli_nll(-infinity, 0.0f) == 0.0f);
   CHECK(m::bernoulli_nll(infinity, 0.0f) == infinity && m::bernoulli_nll(-infinity, 1.0f) == infinity);
+  // Neither infinite scores nor tiny temperatures make a NaN.
+  CHECK(m::below_best(infinity, infinity) == 0.0f && m::below_best(-infinity, -infinity) == 0.0f);
+  CHECK(m::below_best(-infinity, 1.0f) == -infinity && is_nan(m::below_best(not_a_number, 1.0f)));
+  CHECK(m::inverse_temperature<float>(0x1p-149) == std::numeric_limits<float>::max());
+  CHECK(m::inverse_temperature<double>(0x1p-1074) == std::numeric_limits<double>::max());
+  CHECK(m::inverse_temperature<float>(4.0) == 0.25f && is_nan(m::one_if_positive(not_a_number)));
+  CHECK(m::one_if_positive(infinity) == 1.0f && same(m::one_if_positive(0.0f), 0.0f));
   // A draw is finite, and an exponential one positive, at both ends of the words and where its formula changes.
   for (std::int64_t edge : {std::int64_t{0}, std::int64_t{1} << 31, std::int64_t{0xffffffff}}) {
     for (std::int64_t word = std::max<std::int64_t>(edge - 70000, 0); word <= edge + 70000; ++word) {

@@ -8,6 +8,7 @@
 #include "linear.h"
 #include "logistic.h"
 #include "random.h"
+#include "relaxed.h"
 #include "reparam.h"
 
 #endif

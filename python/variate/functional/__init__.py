@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from . import bound, elbo, linear, logistic, random, reparam
+from . import bound, elbo, linear, logistic, random, relaxed, reparam
 from ._backend import backends, register_triton, use_backend
 from ._checks import set_debug
 from .bound import ImportanceBound, importance_weighted_bound
@@ -13,6 +13,12 @@ from .logistic import (
     discretized_logistic_mixture_sample,
     discretized_logistic_nll,
 )
+from .relaxed import (
+    bernoulli_straight_through,
+    categorical_straight_through,
+    gumbel_softmax,
+    relaxed_bernoulli_rsample,
+)
 from .reparam import gumbel_rsample, laplace_rsample, logistic_rsample, normal_rsample, normal_rsample_kl
 
 register_triton()
@@ -22,12 +28,15 @@ __all__ = [
     "backends",
     "bernoulli_kl",
     "bernoulli_nll",
+    "bernoulli_straight_through",
     "bound",
+    "categorical_straight_through",
     "discretized_logistic_mixture_nll",
     "discretized_logistic_mixture_sample",
     "discretized_logistic_nll",
     "elbo",
     "gumbel_rsample",
+    "gumbel_softmax",
     "importance_weighted_bound",
     "laplace_rsample",
     "linear",
@@ -40,6 +49,8 @@ __all__ = [
     "normal_rsample",
     "normal_rsample_kl",
     "random",
+    "relaxed",
+    "relaxed_bernoulli_rsample",
     "reparam",
     "set_debug",
     "use_backend",

@@ -5,6 +5,7 @@ Each raises ValueError or TypeError with the argument's name, what was expected 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -118,19 +119,39 @@ def count(name: str, value: int) -> None:
 def scalar(name: str, value: float | Tensor, like: Tensor) -> Tensor | None:
     """A setting that people anneal, as a 0-d tensor; None for a plain 0, which switches it off."""
     if isinstance(value, Tensor):
-        if value.numel() != 1 or value.dtype not in (torch.float32, torch.float64):
-            raise ValueError(
-                f"{name}: expected a number or a 0-d float32 or float64 tensor, "
-                f"got shape {tuple(value.shape)}, {_dtype(value.dtype)}"
-            )
-        if value.device.type != "cpu":
-            same_device(name, value, "the inputs", like)
-        return value.detach() if value.requires_grad else value
-    if not isinstance(value, (int, float)) or isinstance(value, bool):
-        raise TypeError(f"{name}: expected a number or a 0-d tensor, got {type(value).__name__}")
+        return _scalar_tensor(name, value, like)
+    _plain_number(name, value)
     if not value >= 0:
         raise ValueError(f"{name}: expected at least 0, got {value}")
     return None if value == 0 else _full(value, torch.float64, torch.device("cpu"))
+
+
+def positive(name: str, value: float | Tensor, like: Tensor) -> Tensor | None:
+    """A setting above 0 that people anneal, as a 0-d tensor; None for 1 in eager code."""
+    if isinstance(value, Tensor):
+        return _scalar_tensor(name, value, like)
+    _plain_number(name, value)
+    if not 0 < value < math.inf:
+        raise ValueError(f"{name}: expected a finite number above 0, got {value}")
+    if value == 1 and not torch.compiler.is_compiling():
+        return None
+    return _full(value, torch.float64, torch.device("cpu"))
+
+
+def _scalar_tensor(name: str, value: Tensor, like: Tensor) -> Tensor:
+    if value.numel() != 1 or value.dtype not in (torch.float32, torch.float64):
+        raise ValueError(
+            f"{name}: expected a number or a 0-d float32 or float64 tensor, "
+            f"got shape {tuple(value.shape)}, {_dtype(value.dtype)}"
+        )
+    if value.device.type != "cpu":
+        same_device(name, value, "the inputs", like)
+    return value.detach() if value.requires_grad else value
+
+
+def _plain_number(name: str, value: object) -> None:
+    if not isinstance(value, (int, float)) or isinstance(value, bool):
+        raise TypeError(f"{name}: expected a number or a 0-d tensor, got {type(value).__name__}")
 
 
 def number(name: str, value: float, dtype: torch.dtype, device: torch.device) -> Tensor:
