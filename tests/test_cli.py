@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import asdict
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ import variate
 from variate import checkpoint
 from variate.cli import demo, images, main, memory, report
 from variate.cli.digits import Digits
+from variate.cli.train import Settings
 
 pytest.importorskip("matplotlib")
 pytest.importorskip("rich")
@@ -89,6 +91,39 @@ def test_resumed_run_equals_a_straight_one(tmp_path, capsys):
     assert history[-1]["validation_elbo"] > history[0]["validation_elbo"]
 
 
+@pytest.mark.parametrize(
+    "command",
+    [
+        "hvae",
+        "hvae --likelihood discretized_logistic",
+        "vae --likelihood normal --free-bits 0.1",
+        "vae --likelihood categorical",
+        "vae --likelihood discretized_logistic_mixture",
+        "vae --samples 3",
+        "vae --samples 3 --estimator dreg",
+    ],
+)
+def test_every_model_trains_and_resumes(tmp_path, capsys, command):
+    arguments = ["train", *command.split(), "--out", str(tmp_path), "--batch-size", "2000"]
+    assert main([*arguments, "--epochs", "1", "--log-likelihood-samples", "0"]) == 0
+    assert "log p(x)" not in capsys.readouterr().out
+    assert main([*arguments, "--epochs", "2", "--log-likelihood-samples", "2"]) == 0
+    assert "after epoch 1" in (text := capsys.readouterr().out)
+    assert re.search(r"test log p\(x\) -[\d.]+ nats \(2 samples per digit\)", text)
+    assert (tmp_path / "samples.png").read_bytes().startswith(PNG)
+
+
+def test_refuses_settings_that_exclude_each_other(tmp_path, capsys):
+    for command, message in [
+        ("vae --estimator dreg --beta 2", "beta: expected it to be left alone with estimator='dreg'"),
+        ("vae --estimator vimco", "samples: expected at least 2"),
+        ("hvae --samples 2", "only vae takes them"),
+    ]:
+        assert main(["train", *command.split(), "--out", str(tmp_path / "run")]) == 1
+        assert message in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
 def test_refuses_a_checkpoint_that_does_not_fit(tmp_path, capsys):
     out = tmp_path / "run"
     path = out / "checkpoint.safetensors"
@@ -101,14 +136,7 @@ def test_refuses_a_checkpoint_that_does_not_fit(tmp_path, capsys):
     assert "truncated or damaged" in capsys.readouterr().err
     assert path.read_bytes() == whole[:1000]
     tensors, metadata = {"model.w": torch.ones(2)}, {"settings": {}, "history": []}
-    metadata["settings"] = {
-        "model": "vae",
-        "batch_size": 1000,
-        "lr": 1e-3,
-        "seed": 0,
-        "beta": 1.0,
-        "free_bits": 0.0,
-    }
+    metadata["settings"] = asdict(Settings(batch_size=1000))
     checkpoint.save(path, tensors, metadata)
     assert _train(out, "--epochs", "2") == 1
     assert "of another model" in capsys.readouterr().err
@@ -166,8 +194,9 @@ def test_demo(tmp_path, capsys, monkeypatch):
     assert main(["demo", "--epochs", "2", "--out", str(tmp_path)]) == 0
     text = capsys.readouterr().out
     assert "stock PyTorch" in text and "variate" in text and "ms per step" in text and "fixed" in text
+    assert "two layers" in text and "log p(x)" in text
     page = (tmp_path / "report.html").read_text()
-    assert page.count("data:image/png;base64,") == 4 and page.count("<svg") == 1
+    assert page.count("data:image/png;base64,") == 6 and page.count("<svg") == 1
     assert not re.search(r"""(src|href)=["'](?!data:|#)""", page)  # nothing is fetched
     assert "<script" not in page
 

@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import copy
+import math
 import os
 import subprocess
 import sys
+from unittest import mock
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 from torch._dynamo.testing import CompileCounterWithBackend
+from torch.distributions import Normal
 
 import variate
-from variate.models import VAE
+from variate.cli.digits import Digits, evaluate
+from variate.functional.bound import ESTIMATORS
+from variate.models import VAE, likelihoods
+from variate.reference import bound as reference_bound
 from variate.reference import elbo as reference_elbo
+from variate.reference import logistic as reference_logistic
 from variate.reference import reparam as reference_reparam
 
 BATCH, DATA, LATENT = 6, 12, 4
@@ -247,7 +254,8 @@ rank, rendezvous, out = int(sys.argv[1]), sys.argv[2], sys.argv[3]
 torch.set_num_threads(1)
 dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=2)
 torch.manual_seed(rank)  # DistributedDataParallel must take rank 0's parameters to both
-model = DistributedDataParallel(VAE.mlp(12, 8, 4, beta=0.5))
+options = {"beta": 0.5} if sys.argv[4] == "elbo" else {"samples": 3, "estimator": sys.argv[4]}
+model = DistributedDataParallel(VAE.mlp(12, 8, 4, **options))
 x = torch.randint(0, 2, (6, 12), generator=torch.Generator().manual_seed(0)).float()
 key = variate.random.key(7)
 model(x[3 * rank :][:3], key=key, first_sample=3 * rank).backward()
@@ -259,12 +267,13 @@ dist.destroy_process_group()
 
 
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="torch without distributed")
-def test_two_ranks_reproduce_one_process(tmp_path, x, key):
+@pytest.mark.parametrize("objective", ["elbo", "dreg"])
+def test_two_ranks_reproduce_one_process(tmp_path, x, key, objective):
     pytest.importorskip("safetensors")
     from variate import checkpoint
 
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    arguments = [str(tmp_path / "rendezvous"), str(tmp_path / "gradients")]
+    arguments = [str(tmp_path / "rendezvous"), str(tmp_path / "gradients"), objective]
     ranks = [
         subprocess.Popen([sys.executable, "-c", _RANK, str(rank), *arguments], env=environment, stderr=subprocess.PIPE)
         for rank in range(2)
@@ -276,7 +285,7 @@ def test_two_ranks_reproduce_one_process(tmp_path, x, key):
     finally:
         for rank in ranks:
             rank.kill()
-    model = _vae(beta=0.5)
+    model = _vae(beta=0.5) if objective == "elbo" else _vae(samples=3, estimator=objective)
     model(x, key=key).backward()
     gradients, _ = checkpoint.load(tmp_path / "gradients")
     for name, parameter in model.named_parameters():
@@ -386,3 +395,279 @@ def test_bad_counts():
         VAE.mlp(DATA, 8, 0)
     with pytest.raises(ValueError, match="latent_shape: expected at least 0"):
         VAE(model.encoder, model.decoder, latent_shape=(-1,))
+
+
+# Other likelihoods, several samples, and the importance weighted bound.
+
+LIKELIHOODS = ["normal", "categorical", "discretized_logistic", "discretized_logistic_mixture"]
+
+
+def _images(likelihood: str, batch: int = BATCH) -> torch.Tensor:
+    """[B, 1, 3, 4]: DATA pixels, as the likelihood has them."""
+    generator = torch.Generator().manual_seed(0)
+    if likelihood == "bernoulli":
+        return torch.randint(0, 2, (batch, 1, 3, 4), generator=generator).float()
+    levels = torch.randint(0, 256, (batch, 1, 3, 4), generator=generator, dtype=torch.uint8)
+    return levels if likelihood != "normal" else levels / 255
+
+
+def _of(likelihood: str, **options) -> VAE:
+    torch.manual_seed(0)
+    return VAE.mlp((1, 3, 4), 8, LATENT, likelihood=likelihood, **options)
+
+
+def _nll(likelihood: str, output: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    """From the reference."""
+    if likelihood == "bernoulli":
+        return reference_elbo.bernoulli_nll(output, x.flatten(1))
+    if likelihood == "normal":
+        return 0.5 * ((output - x.flatten(1)).square() + math.log(2 * math.pi)).sum(1)
+    if likelihood == "categorical":
+        logits = output.view(-1, 256)
+        return F.cross_entropy(logits, x.flatten().long(), reduction="none").view(len(x), -1).sum(1)
+    if likelihood == "discretized_logistic":
+        return reference_logistic.discretized_logistic_nll(*output.chunk(2, 1), x.flatten(1))
+    return reference_logistic.discretized_logistic_mixture_nll(output, x)
+
+
+@pytest.mark.parametrize("likelihood", LIKELIHOODS)
+def test_likelihoods(key, likelihood, fresh_dynamo):
+    x, model = _images(likelihood), _of(likelihood)
+    seen = x if likelihood == "normal" else x.float() / 127.5 - 1
+    mean, log_var = model.encoder(seen).chunk(2, 1)
+    z, kl = reference_reparam.normal_rsample_kl(mean, log_var, key=key)
+    loss, expected = model(x, key=key), (_nll(likelihood, model.decoder(z), x) + kl).mean()
+    torch.testing.assert_close(loss, expected, rtol=1e-5, atol=0)
+    for got, want in zip(
+        torch.autograd.grad(loss, list(model.parameters())),
+        torch.autograd.grad(expected, list(model.parameters())),
+        strict=True,
+    ):
+        torch.testing.assert_close(got, want, rtol=1e-3, atol=1e-5)
+    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
+    torch.testing.assert_close(compiled(x, key=key), loss, rtol=1e-6, atol=0)
+    # What people look at.
+    assert model.reconstruct(x).shape == x.shape
+    assert model.reconstruct(x).abs().max() <= 1.5
+    whole = model.sample(8, key=key)
+    assert whole.shape[0] == 8 and whole.shape[1:].numel() == DATA
+    assert whole.dtype == (
+        torch.uint8 if likelihood in ("categorical", "discretized_logistic_mixture") else torch.float32
+    )
+    torch.testing.assert_close(model.sample(3, key=key, first_sample=5), whole[5:], rtol=1e-5, atol=1e-6)
+
+
+def test_levels_as_floats_are_the_same(key):
+    """Grey in [-1, 1] for the discretised logistics: their own scale."""
+    for likelihood in ("discretized_logistic", "discretized_logistic_mixture"):
+        x, model = _images(likelihood), _of(likelihood)
+        torch.testing.assert_close(model(x.float() / 127.5 - 1, key=key), model(x, key=key), rtol=1e-6, atol=0)
+
+
+def test_mean_of_a_mixture():
+    """Against the mean of 20,000 draws: standard errors are at most 0.01, a level is 0.008 wide."""
+    likelihood = likelihoods.DiscretizedLogisticMixture(mixtures=2)
+    params = 0.3 * torch.randn(1, 20, 2, 2, generator=torch.Generator().manual_seed(0))
+    for colour in range(3):
+        params[:, 4 + 6 * colour : 6 + 6 * colour] = -4  # log scales: components that no edge cuts off
+    many = params.expand(20_000, -1, -1, -1)
+    draws = variate.functional.discretized_logistic_mixture_sample(many, mixtures=2, key=variate.random.key(1))
+    torch.testing.assert_close(likelihood.mean(params)[0], (draws.float() / 127.5 - 1).mean(0), rtol=0, atol=0.03)
+
+
+def test_a_normal_with_its_own_variance(key):
+    x = _images("normal").flatten(1)
+    fixed, learned = (_of(likelihoods.Normal(-1.0, learned=flag)) for flag in (False, True))
+    assert "likelihood.log_var" in learned.state_dict() and "likelihood.log_var" not in fixed.state_dict()
+    torch.testing.assert_close(fixed(x, key=key), learned(x, key=key), rtol=1e-6, atol=0)
+    learned(x, key=key).backward()
+    assert learned.likelihood.log_var.grad.abs() > 0
+
+    class Both(nn.Module):
+        def __init__(self, body):
+            super().__init__()
+            self.body = body
+
+        def forward(self, z):
+            mean = self.body(z)
+            return mean, torch.full_like(mean, -1.0)
+
+    both = VAE(fixed.encoder, Both(fixed.decoder), likelihood="normal")
+    torch.testing.assert_close(both(x, key=key), fixed(x, key=key), rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("likelihood", ["bernoulli", *LIKELIHOODS])
+def test_samples_are_draws_of_their_own(key, likelihood):
+    """The loss of K samples is the mean of the losses of its K draws."""
+    x, several, single = _images(likelihood), _of(likelihood, samples=3), _of(likelihood)
+    draws = [key, *(variate.random.fold_in(key, k) for k in (1, 2))]
+    expected = torch.stack([single(x, key=draw) for draw in draws]).mean()
+    torch.testing.assert_close(several(x, key=key), expected, rtol=1e-5, atol=0)
+    elbos = torch.stack([single.elbo(x, key=draw) for draw in draws]).mean(0)
+    torch.testing.assert_close(several.elbo(x, key=key), elbos, rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("likelihood", ["bernoulli", "categorical"])
+def test_the_last_layer_and_its_likelihood_are_one_op_unless_watched(key, likelihood):
+    """As one op and as two: one loss, one gradient."""
+    x, model = _images(likelihood), _of(likelihood, samples=3)
+    linear = variate.functional.linear
+    results, calls = [], []
+    for hook in (False, True):
+        if hook:
+            model.decoder[-1].register_forward_hook(lambda *_: calls.append(1))
+        with mock.patch.object(linear, "nll", wraps=linear.nll) as fused:
+            loss = model(x, key=key)
+            assert fused.called is not hook and bool(calls) is hook
+            bound = model.log_likelihood(x, 4, key=key)
+        results.append([loss, bound, *torch.autograd.grad(loss, list(model.parameters()))])
+    torch.testing.assert_close(*results, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+def test_estimators(x, key, estimator, fresh_dynamo):
+    """Loss and gradient against the formula, in eager and compiled code."""
+    model = _vae(samples=5, estimator=estimator)
+    mean, log_var = model.encoder(x).chunk(2, 1)
+    attached = estimator in ("iwae", "stl", "dreg")
+    keys = [key, *(variate.random.fold_in(key, k) for k in range(1, 5))]
+    z = torch.stack([reference_reparam.normal_rsample(mean, log_var, key=k) for k in keys])
+    z = z if attached else z.detach()
+    fixed = estimator in ("stl", "dreg")
+    q = Normal(*((p.detach() if fixed else p) for p in (mean, (log_var / 2).exp())))
+    log_q = q.log_prob(z).sum(2)
+    nll = torch.stack([reference_elbo.bernoulli_nll(model.decoder(draw), x) for draw in z])
+    log_weight = Normal(0, 1).log_prob(z).sum(2) - nll - log_q
+    expected = -reference_bound.importance_weighted_bound(
+        log_weight,
+        estimator,
+        log_q=None if attached else log_q,
+        latent=z if estimator == "dreg" else None,
+    )[0].mean()
+    parameters = list(model.parameters())
+    wanted = torch.autograd.grad(expected, parameters)
+    for call in (model, torch.compile(model, backend="aot_eager", fullgraph=True)):
+        loss = call(x, key=key)
+        torch.testing.assert_close(loss, expected, rtol=1e-5, atol=0)
+        torch.testing.assert_close(torch.autograd.grad(loss, parameters), wanted, rtol=1e-3, atol=1e-6)
+    # The bound is one of log p(x), tighter than the ELBO; rows are their own.
+    assert -loss > model.elbo(x, key=key).mean()
+
+
+def test_first_sample_splits_a_batch_of_several_samples(x, key):
+    model = _vae(samples=3, estimator="iwae")
+    parts = [model(rows, key=key, first_sample=first) for first, rows in ((0, x[:2]), (2, x[2:]))]
+    torch.testing.assert_close((2 * parts[0] + 4 * parts[1]) / 6, model(x, key=key), rtol=1e-5, atol=0)
+
+
+def _linear_gaussian(off: float) -> tuple[VAE, torch.distributions.Distribution]:
+    """x = W z + b + noise, with q the posterior, whose covariance here is diagonal, its log variances `off`."""
+    weight = torch.tensor([[1.0, 0.5], [-1.0, 0.5], [0.5, 1.0], [0.5, -1.0]]).double()  # orthogonal columns
+    bias, noise = torch.tensor([0.1, -0.2, 0.3, 0.0]).double(), 0.6
+    precision = 1 + weight.square().sum(0) / noise
+    encoder, decoder = nn.Linear(4, 4).double(), nn.Linear(2, 4).double()
+    with torch.no_grad():
+        back = weight.T / noise / precision[:, None]
+        encoder.weight.copy_(torch.cat([back, torch.zeros(2, 4)]))
+        encoder.bias.copy_(torch.cat([-back @ bias, -precision.log() + off]))
+        decoder.weight.copy_(weight)
+        decoder.bias.copy_(bias)
+    covariance = weight @ weight.T + noise * torch.eye(4).double()
+    model = VAE(encoder, decoder, latent_shape=2, likelihood=likelihoods.Normal(math.log(noise)))
+    return model, torch.distributions.MultivariateNormal(bias, covariance)
+
+
+def test_log_likelihood_is_exact(key):
+    x = 2 * torch.randn(9, 4, generator=torch.Generator().manual_seed(0)).double()
+    model, marginal = _linear_gaussian(0.0)
+    # With q the posterior each weight is p(x): float32 noise, float64 everything else.
+    torch.testing.assert_close(model.log_likelihood(x, 1, key=key), marginal.log_prob(x), rtol=1e-10, atol=1e-10)
+    # With q wider by e^0.7 in two dimensions a weight has the relative variance 0.34: one standard error of 5000
+    # samples is 0.008, and 5 of them bound nine rows.
+    model, marginal = _linear_gaussian(0.7)
+    estimate = model.log_likelihood(x, key=key)
+    error = (estimate - marginal.log_prob(x)).abs()
+    assert 1e-5 < error.max() < 0.04
+    model.samples = 1000
+    assert (model.elbo(x, key=key) < estimate - 0.1).all()  # the gap is KL(q || posterior) = 0.31
+
+
+def test_log_likelihood_does_not_depend_on_the_chunks(x, key, capsys):
+    model = _vae()
+    whole = model.log_likelihood(x, 40, key=key)
+    assert whole.shape == (BATCH,) and whole.dtype == torch.float32 and not whole.requires_grad
+    for batch_size in (1, 4, 100):
+        again = model.log_likelihood(x, 40, batch_size=batch_size, key=key, progress=False)
+        torch.testing.assert_close(again, whole, rtol=1e-6, atol=0)
+    parts = [model.log_likelihood(x[a:b], 40, key=key, first_sample=a) for a, b in ((0, 2), (2, 6))]
+    torch.testing.assert_close(torch.cat(parts), whole, rtol=1e-6, atol=0)
+    own = variate.random.fold_in(key, torch.arange(BATCH))
+    assert torch.equal(model.log_likelihood(x, 40, key=own), whole)
+    torch.manual_seed(1)
+    first = model.log_likelihood(x, 3)
+    torch.manual_seed(1)
+    assert torch.equal(model.log_likelihood(x, 3), first) and not torch.equal(model.log_likelihood(x, 3), first)
+    assert model.log_likelihood(x[:0], 3).shape == (0,)
+    assert capsys.readouterr() == ("", "")  # no bar where there is no terminal
+    for name in ("samples", "batch_size"):
+        with pytest.raises(ValueError, match=f"{name}: expected at least 1, got 0"):
+            model.log_likelihood(x, **{name: 0})
+
+
+def test_bad_likelihoods_and_estimators(x):
+    for options, error, message in [
+        ({"likelihood": "poisson"}, ValueError, "likelihood: expected one of bernoulli, normal, .*, got 'poisson'"),
+        ({"likelihood": nn.Linear}, TypeError, "likelihood: expected a name or a Likelihood, got type"),
+        (
+            {"estimator": "elbo"},
+            ValueError,
+            "estimator: expected None or one of iwae, dreg, stl, rws, vimco, got 'elbo'",
+        ),
+        ({"samples": 0}, ValueError, "samples: expected at least 1, got 0"),
+        ({"samples": 1, "estimator": "vimco"}, ValueError, "samples: expected at least 2, got 1"),
+        ({"samples": 2.0}, TypeError, "samples: expected an int"),
+        ({"estimator": "dreg", "beta": 0.5}, ValueError, "beta: expected it to be left alone with estimator='dreg'"),
+        ({"estimator": "iwae", "free_bits": 0.5}, ValueError, "free_bits: expected it to be left alone"),
+    ]:
+        with pytest.raises(error, match=message):
+            _vae(**options)
+    with pytest.raises(ValueError, match="beta: expected it to be left alone"):
+        _vae(estimator="stl").beta = 2
+    for likelihood, bad in [("categorical", x), ("normal", x.byte()), ("discretized_logistic", x.long())]:
+        with pytest.raises(TypeError, match="x: expected"):
+            _of(likelihood)(bad)
+    with pytest.raises(ValueError, match="bits: expected 1 to 8, got 9"):
+        likelihoods.Categorical(9)
+    encoder = _vae().encoder
+    with pytest.raises(ValueError, match=r"decoder: for 'discretized_logistic' .* must be even, got shape \(6, 7\)"):
+        VAE(encoder, nn.Linear(LATENT, 7), likelihood="discretized_logistic")(x)
+    with pytest.raises(ValueError, match="decoder: expected logits"):
+        VAE(encoder, nn.Linear(LATENT, 7), likelihood="categorical")(_images("categorical").flatten(1))
+
+
+@pytest.mark.slow
+def test_the_digits_are_learnt_as_well_without_our_kernels(threads):
+    """The test bound after 4 epochs, of three seeds with the kernels and three without, each with noise of its own: the
+    two means are within three standard errors of their difference, as the spread of the seeds has it."""
+    torch.set_num_threads(1)
+    bounds = {name: [_bound_on_digits(seed, name) for seed in range(3)] for name in ("auto", "reference")}
+    ours, theirs = (torch.tensor(values) for values in bounds.values())
+    spread = torch.cat([ours - ours.mean(), theirs - theirs.mean()]).square().sum().div(4).sqrt().item()
+    print(f"bounds {bounds}, standard deviation of the seeds {spread:.3f}")
+    assert spread < 2.5  # at bounds of about -164
+    assert abs(ours.mean() - theirs.mean()) < 3 * spread * math.sqrt(2 / 3)
+
+
+def _bound_on_digits(seed: int, backend: str) -> float:
+    digits = Digits(seed)
+    torch.manual_seed(seed)
+    model = VAE.mlp(784, 64, 10)
+    optimizer = torch.optim.Adam(model.parameters(), lr=2e-3)
+    for epoch in range(4):
+        batches = digits.epoch(epoch, 128)
+        with variate.use_backend(backend):
+            for x in batches:
+                optimizer.zero_grad()
+                model(x).backward()
+                optimizer.step()
+    return evaluate(model, digits.fixed("test"), draws=4)

@@ -145,6 +145,9 @@ class Layer {
     return torch::stable::to(parts, wide_ ? ScalarType::Double : ScalarType::Float);
   }
 
+  // All chunks stay, as the gradient of sum_r nll_r to the logits, in `residual` [rows, outputs].
+  void keep(const Tensor& residual) { kept_ = residual; }
+
   // The gradients of sum_r nll_r, but those of weight and bias weighted by the column grad_nll.
   void gradients(const OptionalTensor& grad_nll, const Gradients& gradients) { run(grad_nll, {}, gradients); }
 
@@ -157,7 +160,7 @@ class Layer {
       grad_bias = new_matrix(1, cols_, wide_ ? ScalarType::Double : ScalarType::Float, hidden_);
       torch::stable::zero_(*grad_bias);
     }
-    const Tensor buffer = new_matrix(chunk_rows_, block_cols_, hidden_.scalar_type(), hidden_);
+    const Tensor buffer = kept_ ? *kept_ : new_matrix(chunk_rows_, block_cols_, hidden_.scalar_type(), hidden_);
     for (int64_t col = 0; col < cols_; col += block_cols_) {
       const int64_t cols = std::min(block_cols_, cols_ - col);
       const Tensor weight = rows_of(weight_, col, cols);
@@ -165,7 +168,9 @@ class Layer {
       if (gradients.weight) weight_sum = ProductSum(rows_of(*gradients.weight, col, cols), chunks_);
       for (int64_t row = 0; row < rows_; row += chunk_rows_) {
         const int64_t rows = std::min(chunk_rows_, rows_ - row);
-        const Tensor inputs = dense_rows(row, rows), chunk = matrix(buffer, rows, cols, cols, 1);
+        const Tensor inputs = dense_rows(row, rows);
+        const Tensor chunk =
+            kept_ ? matrix(buffer, rows, cols, cols_, 1, row * cols_ + col) : matrix(buffer, rows, cols, cols, 1);
         STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_cpu_mm_out(chunk.get(), inputs.get(), transposed(weight).get()));
         epilogue(chunk, row, col, grad_nll, nll, gradients.any(), grad_bias);
         if (hidden_sum) hidden_sum.add(row, col == 0, chunk, weight);
@@ -235,7 +240,7 @@ class Layer {
   }
 
   Tensor hidden_, weight_;
-  OptionalTensor bias_;
+  OptionalTensor bias_, kept_;
   View target_;
   Epilogue epilogue_;
   Execution execution_;
@@ -262,6 +267,17 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> forward(Tensor hidden, Tensor weight,
   const Tensor nll = shaped_as_rows_of(layer.nll(unit), hidden);
   return {nll, unit.hidden.value_or(nothing(hidden)), unit.weight.value_or(nothing(weight)),
           unit.bias.value_or(nothing(weight))};
+}
+
+// The nll, its gradient to the logits, and from that the gradient of nll.sum() to hidden.
+template <Epilogue epilogue>
+std::tuple<Tensor, Tensor, Tensor> residual(Tensor hidden, Tensor weight, OptionalTensor bias, Tensor target) {
+  Layer layer(hidden, weight, bias, target, epilogue);
+  const Tensor kept = new_matrix(layer.rows(), weight.size(0), hidden.scalar_type(), hidden);
+  const Tensor grad_hidden = new_like(hidden);
+  layer.keep(kept);
+  const Tensor nll = shaped_as_rows_of(layer.nll({grad_hidden, std::nullopt, std::nullopt}), hidden);
+  return {nll, kept, grad_hidden};
 }
 
 template <class T>
@@ -309,6 +325,9 @@ STABLE_TORCH_LIBRARY_FRAGMENT(variate, library) {
                  "(Tensor hidden, Tensor weight, Tensor? bias, Tensor target, bool hidden_grad, bool weight_grad, "
                  "bool bias_grad) -> (Tensor, Tensor, Tensor, Tensor)")
                     .c_str());
+    library.def(
+        (name + "_residual(Tensor hidden, Tensor weight, Tensor? bias, Tensor target) -> (Tensor, Tensor, Tensor)")
+            .c_str());
     library.def((name + "_backward(Tensor grad_nll, Tensor hidden, Tensor weight, Tensor? bias, Tensor target, "
                         "Tensor(a!)? grad_hidden, Tensor(b!)? grad_weight, Tensor(c!)? grad_bias, bool unit) -> ()")
                     .c_str());
@@ -317,6 +336,8 @@ STABLE_TORCH_LIBRARY_FRAGMENT(variate, library) {
 
 STABLE_TORCH_LIBRARY_IMPL(variate, CPU, library) {
   library.impl("linear_bernoulli_nll", TORCH_BOX(&forward<variate_linear_bernoulli_nll>));
+  library.impl("linear_bernoulli_nll_residual", TORCH_BOX(&residual<variate_linear_bernoulli_nll>));
+  library.impl("linear_categorical_nll_residual", TORCH_BOX(&residual<variate_linear_categorical_nll>));
   library.impl("linear_bernoulli_nll_backward", TORCH_BOX(&backward<variate_linear_bernoulli_nll>));
   library.impl("linear_categorical_nll", TORCH_BOX(&forward<variate_linear_categorical_nll>));
   library.impl("linear_categorical_nll_backward", TORCH_BOX(&backward<variate_linear_categorical_nll>));

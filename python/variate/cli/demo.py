@@ -1,4 +1,4 @@
-"""``python -m variate demo``: one autoencoder trained twice, with stock PyTorch and with the fused ops."""
+"""``python -m variate demo``: one autoencoder trained with stock PyTorch and with the fused ops; and a ladder."""
 
 from __future__ import annotations
 
@@ -14,10 +14,12 @@ from torch import Tensor
 from .. import random, reference
 from .._optional import require
 from ..checkpoint import write_whole
+from ..models import VAE, HierarchicalVAE
 from . import images, report
 from ._arguments import CommandError, positive_int, seed
-from .digits import BINARISATION, Digits, evaluate
+from .digits import BINARISATION, Digits, evaluate, log_likelihood
 from .info import versions
+from .ladder import train_ladder
 from .memory import measure
 from .sides import BATCH, Side, sides_of
 
@@ -28,6 +30,7 @@ _ELBO_TOLERANCE = 5e-3  # relative, of the final test ELBOs with each side's own
 # Trainings per side, from parameters and noise of their own. The final ELBO of one varies with its seed by about half
 # of the tolerance, so that single runs would exceed it by chance every so often; means of four hardly ever do.
 _RUNS = 4
+_SAMPLES = 100  # of z per test digit, for log p(x)
 _TIME = (
     "ms per step: the median over blocks of one epoch, which alternate between the two; a step is forward, "
     "backward and Adam, with batches prepared before, and each side draws its own noise. Ratio: stock time "
@@ -45,7 +48,8 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
         "demo",
         help="train on real digits with stock PyTorch and with the fused ops, side by side",
         description="Train a variational autoencoder, 784-400-20, on the shipped MNIST digits twice: "
-        "with stock PyTorch and with the fused ops. Print a table, write report.html, fail if they disagree.",
+        "with stock PyTorch and with the fused ops. Print a table, write report.html, fail if they disagree. "
+        "Then train a ladder of two stochastic layers once.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     command.add_argument("--out", type=Path, default=Path("runs/demo"), metavar="DIR", help="where report.html goes")
@@ -96,6 +100,8 @@ def _run(args: argparse.Namespace) -> int:
         _check("own noise", "the final test ELBOs", gap, _ELBO_TOLERANCE),
     ]
     header, rows = _results(runs, elbos)
+    ladder, seconds = _climb(digits, args.epochs, args.seed, console)
+    compared = _compared(runs[0]["fused"], ladder, seconds, test)
     notes = [
         _TIME,
         _MEMORY,
@@ -112,15 +118,17 @@ def _run(args: argparse.Namespace) -> int:
         report.verdicts(checks),
         report.paragraphs(notes),
         *_figures(runs[0], test),
+        *_ladder_parts(compared, ladder, test),
     ]
     parts += [report.heading("Versions"), report.table([], list(versions().items()))]
     page = report.page("A variational autoencoder, stock PyTorch and variate", lead, parts)
     write_whole(args.out / "report.html", page.encode())
 
-    table = require("rich.table").Table(*header)
-    for row in rows:
-        table.add_row(*row)
-    console.print(table)
+    for heading, lines in ((header, rows), compared):
+        table = require("rich.table").Table(*heading)
+        for row in lines:
+            table.add_row(*row)
+        console.print(table)
     for name, text, passed in checks:
         console.print(f"{'[green]ok[/]  ' if passed else '[red]FAIL[/]'} {name}: {text}")
     console.print(f"report: {args.out / 'report.html'}")
@@ -131,19 +139,8 @@ def _run(args: argparse.Namespace) -> int:
 
 
 def _train(runs: list[dict[str, Side]], digits: Digits, epochs: int, console: Any) -> None:
-    progress_bar = require("rich.progress")
     validation = digits.fixed("validation")
-    with progress_bar.Progress(
-        "training both",
-        progress_bar.BarColumn(),
-        progress_bar.MofNCompleteColumn(),
-        progress_bar.TextColumn("{task.description}"),
-        progress_bar.TimeRemainingColumn(),
-        console=console,
-        transient=True,
-        auto_refresh=False,  # its thread would run inside the timed blocks
-        disable=not console.is_terminal,
-    ) as progress:
+    with _progress("training both", console) as progress:
         task = progress.add_task("", total=len(runs) * epochs)
         for sides in runs:
             for epoch in range(epochs):
@@ -156,6 +153,69 @@ def _train(runs: list[dict[str, Side]], digits: Digits, epochs: int, console: An
                         side.validation.append(evaluate(side.judged(), validation))
                 losses = ", ".join(f"{_NAMES[name]} {side.losses[-1]:.1f}" for name, side in sides.items())
                 progress.update(task, advance=1, description=f"loss: {losses}", refresh=True)
+
+
+def _climb(digits: Digits, epochs: int, seed: int, console: Any) -> tuple[HierarchicalVAE, float]:
+    with _progress("training a ladder", console) as progress:
+        task = progress.add_task("", total=epochs)
+
+        def advance(loss: float) -> None:
+            progress.update(task, advance=1, description=f"loss: {loss:.1f}", refresh=True)
+
+        return train_ladder(digits, epochs, seed, advance)
+
+
+def _progress(what: str, console: Any) -> Any:
+    bars = require("rich.progress")
+    return bars.Progress(
+        what,
+        bars.BarColumn(),
+        bars.MofNCompleteColumn(),
+        bars.TextColumn("{task.description}"),
+        bars.TimeRemainingColumn(),
+        console=console,
+        transient=True,
+        auto_refresh=False,  # its thread would run inside the timed blocks
+        disable=not console.is_terminal,
+    )
+
+
+def _compared(fused: Side, ladder: HierarchicalVAE, seconds: float, test: Tensor) -> tuple[list[str], list[list[str]]]:
+    """The first of our trainings beside the ladder: header and rows."""
+    models: list[tuple[str, VAE | HierarchicalVAE, float]] = [
+        ("one layer", fused.judged(), statistics.median(fused.seconds)),
+        ("two layers", ladder, seconds),
+    ]
+    rows = [
+        [
+            name,
+            f"{1e3 * time:.2f}",
+            f"{evaluate(model, test, draws=16):.2f}",
+            f"{log_likelihood(model, test, _SAMPLES):.2f}",
+        ]
+        for name, model, time in models
+    ]
+    return ["variate", "ms per step", "test ELBO", "test log p(x)"], rows
+
+
+@torch.no_grad()
+def _ladder_parts(compared: tuple[list[str], list[list[str]]], ladder: HierarchicalVAE, test: Tensor) -> list[str]:
+    shown = test[:48].view(-1, 28, 28)
+    twins = images.side_by_side(shown, ladder.reconstruct(shown), columns=12)
+    samples = ladder.sample(96, key=random.key(0)).view(-1, 28, 28)
+    return [
+        report.heading("A ladder"),
+        report.table(*compared),
+        report.paragraphs(
+            [
+                "Two layers: variate.models.HierarchicalVAE with 20 latents and 10 above them, trained once on the "
+                "same batches, with balanced KL while its weight rises. One layer: the first of the fused trainings. "
+                f"log p(x) by importance sampling, {_SAMPLES} samples per digit: a lower bound in the mean.",
+            ]
+        ),
+        _picture(twins, "ladder: test digits, and below each its reconstruction"),
+        _picture(samples, "ladder: samples"),
+    ]
 
 
 def _results(runs: list[dict[str, Side]], elbos: dict[str, list[float]]) -> tuple[list[str], list[list[str]]]:

@@ -9,8 +9,18 @@ import torch
 from torch import Tensor
 
 from .._optional import require
+from ..models.likelihoods import Likelihood
+from .digits import KINDS
 
-__all__ = ["grid", "png", "side_by_side"]
+__all__ = ["grid", "in_unit_interval", "png", "side_by_side"]
+
+
+def in_unit_interval(x: Tensor, likelihood: Likelihood) -> Tensor:
+    """Digits [N, 28, 28] in [0, 1], from data, means or samples of a model with this likelihood."""
+    x = x.reshape(-1, 28, 28)
+    if x.dtype == torch.uint8:
+        return x / 255
+    return (x + 1) / 2 if likelihood.name not in KINDS else x
 
 
 def grid(images: Tensor, columns: int = 16, gap: int = 2) -> np.ndarray:

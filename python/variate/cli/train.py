@@ -1,9 +1,10 @@
-"""``python -m variate train vae``: train on the shipped digits, with checkpoints that resume exactly."""
+"""``python -m variate train``: train on the shipped digits, with checkpoints that resume exactly."""
 
 from __future__ import annotations
 
 import argparse
 import math
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,12 @@ from torch import Tensor
 from .. import checkpoint, random
 from .._optional import require
 from ..checkpoint import write_whole
-from ..models import VAE
+from ..functional.bound import ESTIMATORS
+from ..models import VAE, HierarchicalVAE
+from ..models.likelihoods import LIKELIHOODS
 from . import images
-from ._arguments import CommandError, non_negative_float, positive_float, positive_int, seed
-from .digits import BINARISATION, Digits, evaluate
+from ._arguments import CommandError, non_negative_float, non_negative_int, positive_float, positive_int, seed
+from .digits import BINARISATION, KINDS, Digits, evaluate, log_likelihood
 
 __all__ = ["Settings", "add_command", "train"]
 
@@ -30,6 +33,9 @@ class Settings:
     batch_size: int = 128
     lr: float = 1e-3
     seed: int = 0
+    likelihood: str = "bernoulli"
+    samples: int = 1
+    estimator: str | None = None
     beta: float = 1.0
     free_bits: float = 0.0
 
@@ -39,11 +45,12 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     command = commands.add_parser(
         "train",
         help="train a model on the shipped MNIST digits",
-        description=f"Train a model on the shipped MNIST digits. Binarisation: {BINARISATION}. "
+        description=f"Train a model on the shipped MNIST digits. For a Bernoulli likelihood they are binarised: "
+        f"{BINARISATION}. For a normal one they are grey in [0, 1], for the others 256 levels. "
         "Run the same command again with more epochs to go on from the checkpoint in DIR.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    command.add_argument("model", choices=["vae"], help="vae: 784-400-20, Bernoulli likelihood")
+    command.add_argument("model", choices=list(_MODELS), help="vae: 784-400-20; hvae: two stochastic layers, 20 and 10")
     command.add_argument(
         "--out", type=Path, required=True, metavar="DIR", help="checkpoint, samples and reconstructions"
     )
@@ -51,12 +58,27 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     command.add_argument("--batch-size", type=positive_int, default=default.batch_size, help="rows per step")
     command.add_argument("--lr", type=positive_float, default=default.lr, help="Adam's learning rate")
     command.add_argument("--seed", type=seed, default=default.seed, help="of parameters, order, binarisation and noise")
+    command.add_argument("--likelihood", choices=list(LIKELIHOODS), default=default.likelihood, help="p(x | z)")
+    command.add_argument("--samples", type=positive_int, default=default.samples, help="vae: draws of z per digit")
+    command.add_argument(
+        "--estimator",
+        choices=ESTIMATORS,
+        default=default.estimator,
+        help="vae: train the bound of all samples together",
+    )
     command.add_argument("--beta", type=non_negative_float, default=default.beta, help="weight of the KL")
     command.add_argument(
         "--free-bits",
         type=non_negative_float,
         default=default.free_bits,
         help="KL floor per latent element, nats",
+    )
+    command.add_argument(
+        "--log-likelihood-samples",
+        type=non_negative_int,
+        default=100,
+        metavar="K",
+        help="samples for log p(x) of each test digit at the end; 0 leaves it out",
     )
     command.add_argument("--threads", type=positive_int, default=None, help="CPU threads; torch's choice if left out")
     command.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, ...")
@@ -73,25 +95,53 @@ def _run(args: argparse.Namespace) -> int:
     if device.type == "cuda" and not torch.cuda.is_available():
         raise CommandError("--device: torch finds no CUDA device; try --device cpu")
     settings = Settings(**{field.name: getattr(args, field.name) for field in fields(Settings)})
-    train(settings, args.epochs, args.out, device)
+    train(settings, args.epochs, args.out, device, args.log_likelihood_samples)
     return 0
 
 
-def train(settings: Settings, epochs: int, out: Path, device: torch.device | str = "cpu") -> list[dict[str, Any]]:
-    """Train until ``epochs`` are done in all, from the checkpoint in ``out`` if any; return the history."""
+def _vae(settings: Settings) -> VAE:
+    return VAE.mlp(
+        (1, 28, 28),
+        likelihood=settings.likelihood,
+        samples=settings.samples,
+        estimator=settings.estimator,
+        beta=settings.beta,
+        free_bits=settings.free_bits,
+    )
+
+
+def _hvae(settings: Settings) -> HierarchicalVAE:
+    if settings.samples != 1 or settings.estimator is not None:
+        raise ValueError("--samples, --estimator: only vae takes them")
+    return HierarchicalVAE.mlp(
+        (1, 28, 28), likelihood=settings.likelihood, beta=settings.beta, free_bits=settings.free_bits
+    )
+
+
+_MODELS: dict[str, Callable[[Settings], VAE | HierarchicalVAE]] = {"vae": _vae, "hvae": _hvae}
+
+
+def train(
+    settings: Settings, epochs: int, out: Path, device: torch.device | str = "cpu", samples: int = 0
+) -> list[dict[str, Any]]:
+    """Train until ``epochs`` are done in all, from the checkpoint in ``out`` if any; return the history. In the end
+    report log p(x) from so many ``samples``, if any."""
     progress_bar = require("rich.progress")
     require("matplotlib.image")  # rather now than after the first epoch
     console = require("rich.console").Console(highlight=False, soft_wrap=True)
-    out.mkdir(parents=True, exist_ok=True)
 
     torch.manual_seed(settings.seed)
-    model = VAE.mlp(beta=settings.beta, free_bits=settings.free_bits).to(device)
+    try:
+        model = _MODELS[settings.model](settings).to(device)
+    except ValueError as error:
+        raise CommandError(str(error)) from None
+    out.mkdir(parents=True, exist_ok=True)
     optimizer = torch.optim.Adam(model.parameters(), lr=settings.lr, fused=True)
     history = _resume(out / "checkpoint.safetensors", settings, model, optimizer)
-    digits = Digits(settings.seed, device)
+    digits = Digits(settings.seed, device, KINDS.get(settings.likelihood, "levels"))
     validation, test = digits.fixed("validation"), digits.fixed("test")
 
-    console.print(f"binarisation: {BINARISATION}")
+    console.print(f"binarisation: {BINARISATION}" if digits.kind == "binary" else f"digits: {digits.kind}")
     if history:
         console.print(f"resumed {out} after epoch {len(history)}")
     if len(history) >= epochs:
@@ -126,12 +176,17 @@ def train(settings: Settings, epochs: int, out: Path, device: torch.device | str
             history.append({"epoch": epoch + 1, "train_loss": train_loss, "validation_elbo": elbo})
             _save(out, settings, history, model, optimizer, validation)
             console.print(f"epoch {epoch + 1:3d}   train loss {train_loss:8.3f}   validation ELBO {elbo:8.3f}")
-    console.print(f"test ELBO {evaluate(model, test):.3f} nats (fixed binarisation, {len(history)} epochs)")
+    how = "fixed binarisation, " if digits.kind == "binary" else ""
+    console.print(f"test ELBO {evaluate(model, test):.3f} nats ({how}{len(history)} epochs)")
+    if samples:
+        console.print(f"test log p(x) {log_likelihood(model, test, samples):.3f} nats ({samples} samples per digit)")
     console.print(f"checkpoint.safetensors, samples.png and reconstructions.png are in {out}")
     return history
 
 
-def _resume(path: Path, settings: Settings, model: VAE, optimizer: torch.optim.Optimizer) -> list[dict[str, Any]]:
+def _resume(
+    path: Path, settings: Settings, model: VAE | HierarchicalVAE, optimizer: torch.optim.Optimizer
+) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     tensors, metadata = checkpoint.load(path)
@@ -148,7 +203,7 @@ def _save(
     out: Path,
     settings: Settings,
     history: list[dict[str, Any]],
-    model: VAE,
+    model: VAE | HierarchicalVAE,
     optimizer: torch.optim.Optimizer,
     validation: Tensor,
 ) -> None:
@@ -158,6 +213,6 @@ def _save(
     with torch.no_grad():
         shown = validation[:64]
         samples = model.sample(128, key=random.key(settings.seed, device=validation.device))
-        pairs = images.side_by_side(shown.view(-1, 28, 28), model.reconstruct(shown).view(-1, 28, 28))
-    write_whole(out / "samples.png", images.png(images.grid(samples.view(-1, 28, 28))))
-    write_whole(out / "reconstructions.png", images.png(images.grid(pairs)))
+        above, below = (images.in_unit_interval(x, model.likelihood) for x in (shown, model.reconstruct(shown)))
+    write_whole(out / "samples.png", images.png(images.grid(images.in_unit_interval(samples, model.likelihood))))
+    write_whole(out / "reconstructions.png", images.png(images.grid(images.side_by_side(above, below))))

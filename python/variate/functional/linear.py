@@ -78,7 +78,8 @@ def nll(
     likelihood: str, hidden: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, *, weighted: bool = False
 ) -> Tensor:
     """The functions of this module by the name of their likelihood. `weighted` says beforehand that the incoming
-    gradient will differ from row to row: the forward pass makes no gradients, as those of weight would be in vain."""
+    gradient will differ from row to row: then the gradient to all logits is kept for the backward pass, where the
+    products that are made of it are but scaled, in the place of a forward pass whose gradients are in vain."""
     name = f"linear_{likelihood}_nll"
     if torch.is_autocast_enabled(hidden.device.type if isinstance(hidden, Tensor) else "cpu"):
         hidden, weight, bias = (_autocast(tensor) for tensor in (hidden, weight, bias))
@@ -90,7 +91,9 @@ def nll(
         return op(hidden, weight, bias, target, False, False, False)[0]
     if target.requires_grad:
         raise ValueError("target: expected a tensor that requires no gradient; bernoulli_nll(F.linear(...)) gives one")
-    unit = [not weighted and x is not None and x.requires_grad for x in (hidden, weight, bias)]
+    if weighted:
+        return _gate.apply(_WeightedLinearNll, name, hidden, weight, bias, target)
+    unit = [x is not None and x.requires_grad for x in (hidden, weight, bias)]
     return _gate.apply(_LinearNll, name, hidden, weight, bias, target, *unit)
 
 
@@ -164,6 +167,34 @@ class _LinearNll(torch.autograd.Function):
         return None, *grads, None, None, None, None
 
 
+class _WeightedLinearNll(torch.autograd.Function):
+    """With R the gradient of nll.sum() to the logits and g that of each row: diag(g) R weight, R^T diag(g) hidden, R^T
+    g."""
+
+    @staticmethod
+    def forward(ctx: Any, name: str, hidden: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor) -> Tensor:
+        op = _backend.select(f"{name}_residual", hidden)
+        total, residual, grad_hidden = op(hidden, weight, bias, target)
+        # weight and target are there to notice a change in place.
+        ctx.save_for_backward(hidden, residual, grad_hidden, weight, target)
+        return total
+
+    @staticmethod
+    @_gate.differentiable_once
+    def backward(ctx: Any, grad_nll: Tensor) -> tuple[Tensor | None, ...]:
+        hidden, residual, grad_hidden, _, _ = ctx.saved_tensors
+        _, hidden_needs, weight_needs, bias_needs, _ = ctx.needs_input_grad
+        g = grad_nll.reshape(-1, 1).to(residual.dtype)
+        rows = hidden.reshape(len(residual), -1)
+        return (
+            None,
+            (grad_hidden.view(rows.shape) * g).view(hidden.shape) if hidden_needs else None,
+            residual.t() @ (rows * g) if weight_needs else None,
+            torch.mv(residual.t(), g[:, 0]) if bias_needs else None,
+            None,
+        )
+
+
 def _fake_nll(
     hidden: Tensor,
     weight: Tensor,
@@ -196,6 +227,14 @@ def _fake_backward(
     return None
 
 
+def _fake_residual(
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    nll = _fake_nll(hidden, weight, bias, target, False, False, False)[0]
+    return nll, hidden.new_empty((nll.numel(), weight.shape[0])), hidden.new_empty(hidden.shape)
+
+
 for _likelihood in ("bernoulli", "categorical"):
     _backend.register(f"linear_{_likelihood}_nll", cuda=False)(_fake_nll)
+    _backend.register(f"linear_{_likelihood}_nll_residual", cuda=False)(_fake_residual)
     _backend.register(f"linear_{_likelihood}_nll_backward", cuda=False)(_fake_backward)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from . import likelihoods
+from .hierarchical import HierarchicalVAE, TopDownLayer
 from .vae import VAE
 
-__all__ = ["VAE"]
+__all__ = ["VAE", "HierarchicalVAE", "TopDownLayer", "likelihoods"]

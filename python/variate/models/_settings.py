@@ -1,0 +1,43 @@
+"""What people anneal from step to step, as 0-d tensors at one address."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["check_count", "like", "new_setting", "set_to"]
+
+
+def like(module: nn.Module) -> Tensor:
+    """A tensor of the dtype and device that the module's layers take."""
+    return next((p for p in module.parameters() if p.is_floating_point()), torch.empty(0))
+
+
+def new_setting(module: nn.Module) -> Tensor:
+    """0, where the module is. On the meta device it would lose its value. Float32: a 0-d float64 input makes Dynamo
+    compile everything twice."""
+    device = like(module).device
+    return torch.zeros((), dtype=torch.float32, device="cpu" if device.type == "meta" else device)
+
+
+def set_to(name: str, setting: Tensor, value: float | Tensor) -> None:
+    """Write a float or 0-d tensor into a setting, in place."""
+    if isinstance(value, Tensor):
+        if value.dim() or value.is_complex():
+            raise ValueError(f"{name}: expected a float or a real 0-d tensor, got {value.dtype} {tuple(value.shape)}")
+        setting.copy_(value.detach())  # not checked further: that would wait for the device
+    elif isinstance(value, (int, float)) and not isinstance(value, bool):
+        if not (math.isfinite(value) and value >= 0):
+            raise ValueError(f"{name}: expected a finite number, at least 0, got {value}")
+        setting.fill_(value)
+    else:
+        raise TypeError(f"{name}: expected a float or a 0-d tensor, got {type(value).__name__}")
+
+
+def check_count(name: str, value: int, *, least: int) -> None:
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise TypeError(f"{name}: expected an int, got {type(value).__name__}")
+    if value < least:
+        raise ValueError(f"{name}: expected at least {least}, got {value}")
