@@ -1,6 +1,7 @@
 """The Triton kernels: one function per op, with the schema of `variate::<op>`. They import triton."""
 
 from .bound import importance_weighted_bound
+from .categorical import categorical_kl, categorical_kl_backward, categorical_nll, categorical_nll_backward
 from .elbo import (
     bernoulli_kl,
     bernoulli_kl_backward,
@@ -49,6 +50,10 @@ __all__ = [
     "bernoulli_straight_through",
     "bits",
     "categorical",
+    "categorical_kl",
+    "categorical_kl_backward",
+    "categorical_nll",
+    "categorical_nll_backward",
     "discretized_logistic_mixture_nll",
     "discretized_logistic_mixture_nll_backward",
     "discretized_logistic_mixture_sample",

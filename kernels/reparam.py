@@ -10,10 +10,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .elbo import least_kl, normal_kl_term, standard_normal_kl_term
 from .elementary import exp, exponential
 from .philox import fold_in_key, interleave4, load_key
 from .random import gumbel_draw, laplace_draw, logistic_draw, tile_normals, tile_words
+from .terms import least_kl, normal_kl_term, standard_normal_kl_term
 from .tiles import (
     compute_dtype,
     launch_row_sums,

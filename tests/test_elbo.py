@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 import torch.distributions as D
+import torch.nn.functional as F
 from checklist import FLOATS, Arg, Checklist, OpCase, assert_same_bits
 from hypothesis import given
 from hypothesis import strategies as st
@@ -14,14 +15,27 @@ from torch import Tensor
 
 import variate
 from variate import reference
-from variate.functional import bernoulli_kl, bernoulli_nll, normal_kl, normal_nll
+from variate.functional import (
+    bernoulli_kl,
+    bernoulli_nll,
+    categorical_kl,
+    categorical_nll,
+    normal_kl,
+    normal_nll,
+)
 
 TARGETS = (*FLOATS, torch.uint8, torch.bool)
+INTEGERS = (torch.int64, torch.uint8, torch.int32, torch.int16, torch.int8)
+CATEGORIES = 5
 
 
 def fractions(normals: Tensor) -> Tensor:
     """Targets 0, 1/4 ... 1: exact in every dtype; integers get the whole ones of them."""
     return (4 * normals.sigmoid()).round() / 4
+
+
+def categories(normals: Tensor) -> Tensor:
+    return (CATEGORIES * normals.sigmoid()).floor().clamp(max=CATEGORIES - 1)
 
 
 def raw(name: str, constants: tuple[int, ...] = (), settings: tuple = ()):
@@ -41,6 +55,25 @@ def raw(name: str, constants: tuple[int, ...] = (), settings: tuple = ()):
         ]
 
     return calls
+
+
+def categorical_nll_raw(tensors, key):
+    logits, target = tensors
+    ops = torch.ops.variate
+    log_sum_exp = torch.logsumexp(logits, -1)
+    grad = torch.ones(logits.shape[0] if logits.dim() > 1 else 1, device=logits.device)
+    return [
+        (ops.categorical_nll.default, (logits, target, False)),
+        (ops.categorical_nll.default, (logits, target, True)),
+        (ops.categorical_nll_backward.default, (grad, logits, target, log_sum_exp)),
+    ]
+
+
+def categorical_kl_raw(tensors, key):
+    ops, like = torch.ops.variate, tensors[0]
+    grad = torch.ones(like.shape[0] if like.dim() > 1 else 1, device=like.device)
+    backwards = [(ops.categorical_kl_backward.default, (grad, *tensors, wanted)) for wanted in (1, 2, 3)]
+    return [(ops.categorical_kl.default, tensors), *backwards]
 
 
 def standard_raw(tensors, key):
@@ -63,6 +96,26 @@ CASES = (
         raw("normal_kl", settings=(torch.tensor(0.05, dtype=torch.float64),), constants=(0,)),
         options={"free_bits": 0.05},
         annealed=("free_bits",),
+    ),
+    OpCase(
+        "categorical_nll",
+        categorical_nll,
+        E.categorical_nll,
+        (
+            Arg("logits", lambda n: 3 * n, shape=lambda shape: (*shape, CATEGORIES)),
+            Arg("target", categories, INTEGERS, differentiable=False, read=False),
+        ),
+        categorical_nll_raw,
+        joint_dims=1,
+    ),
+    OpCase(
+        "categorical_kl",
+        categorical_kl,
+        E.categorical_kl,
+        (LOGITS, Arg("prior_logits")),
+        categorical_kl_raw,
+        accepts=lambda shape: len(shape) > 0 and shape[-1] > 0,
+        joint_dims=1,
     ),
     OpCase("bernoulli_kl", bernoulli_kl, E.bernoulli_kl, (LOGITS, Arg("prior_logits")), raw("bernoulli_kl")),
     OpCase("normal_nll", normal_nll, E.normal_nll, (MEAN, LOG_VAR, Arg("target")), raw("normal_nll", constants=(0,))),
@@ -378,6 +431,118 @@ def test_bernoulli_kl_of_infinite_logits() -> None:
     assert gradient.flatten().tolist()[:6] == [0.0] * 6
 
 
+LENGTHS = [1, 2, 5, 16, 17, 256, 1000, 1024, 1025, 3001]  # around a vector and a tile of 1024
+
+
+@pytest.mark.parametrize("length", LENGTHS)
+def test_categorical_nll_of_any_number_of_categories(length: int) -> None:
+    """Against F.cross_entropy in float64. A float32 sum of exponentials: 16 roundings of the log, 32 in all."""
+    generator = torch.Generator().manual_seed(length)
+    logits = (4 * torch.randn(3, 7, length, generator=generator)).requires_grad_()
+    target = torch.randint(0, length, (3, 7), generator=generator)
+    exact = logits.detach().double().requires_grad_()
+    truth = F.cross_entropy(exact.flatten(0, 1), target.flatten(), reduction="none").view(3, 7).sum(1)
+    nll = categorical_nll(logits, target)
+    close(nll, truth.detach(), 32)
+    weights = torch.tensor([1.0, -2.0, 0.5])
+    (gradient,) = torch.autograd.grad(nll, logits, weights)
+    (expected,) = torch.autograd.grad(truth, exact, weights.double())
+    close(gradient, expected)
+    assert_same_bits((categorical_nll(logits.detach(), target.to(torch.int32)),), (nll,))
+
+
+@pytest.mark.parametrize("length", LENGTHS)
+def test_categorical_kl_of_any_number_of_categories(length: int) -> None:
+    """Against torch.distributions in float64, where some posterior categories have probability 0."""
+    generator = torch.Generator().manual_seed(length)
+    logits, prior = 3 * torch.randn(2, 3, 7, length, generator=generator)
+    if length > 2:
+        logits[:, :, : length // 3] = -math.inf
+    leaves = [logits.requires_grad_(), prior.requires_grad_()]
+    kl = categorical_kl(*leaves)
+    exact = [leaf.detach().double().requires_grad_() for leaf in leaves]
+    p, r = (D.Categorical(logits=leaf) for leaf in exact)
+    close(kl, D.kl_divergence(p, r).sum(1).detach(), 32)
+    gradients = torch.autograd.grad(kl.sum(), leaves)
+    log_ratio = torch.where(p.probs == 0, 0, p.logits - r.logits)
+    own = (p.probs * log_ratio).sum(-1, keepdim=True)
+    close(gradients[0], (p.probs * (log_ratio - own)).detach())
+    close(gradients[1], (r.probs - p.probs).detach())
+
+
+def test_categorical_sums_to_one_over_the_outcomes() -> None:
+    """exp(-nll) over every target of one group, and the divergence as their expectation."""
+    logits, prior = draw(4, 9)[0].double(), draw(4, 9, seed=1)[0].double()
+    targets = torch.arange(9)
+    nll = torch.stack([categorical_nll(logits, targets[k].expand(4)) for k in range(9)])
+    prior_nll = torch.stack([categorical_nll(prior, targets[k].expand(4)) for k in range(9)])
+    torch.testing.assert_close(torch.exp(-nll).sum(0), torch.ones(4, dtype=torch.float64))
+    expected = (torch.exp(-nll) * (prior_nll - nll)).sum(0)
+    torch.testing.assert_close(categorical_kl(logits, prior), expected, rtol=1e-12, atol=1e-12)
+
+
+def test_two_categories_are_a_bernoulli() -> None:
+    logits, target = (x.double() for x in draw(5, 21))
+    prior = draw(5, 21, seed=1)[0].double()
+
+    def both(x: Tensor) -> Tensor:
+        return torch.stack([torch.zeros_like(x), x], -1)
+
+    torch.testing.assert_close(categorical_nll(both(logits), target.long()), bernoulli_nll(logits, target))
+    torch.testing.assert_close(categorical_kl(both(logits), both(prior)), bernoulli_kl(logits, prior))
+
+
+@pytest.mark.parametrize("length", [6, 16, 1500, 2600])
+def test_masked_categories(length: int) -> None:
+    """-inf masks; the first 1024 masked leave a first tile without a category. A masked target costs infinity."""
+    logits = torch.randn(2, length, generator=torch.Generator().manual_seed(0))
+    logits[:, : length - 3] = -math.inf
+    logits.requires_grad_()
+    nll = categorical_nll(logits, torch.tensor([length - 1, 0]))
+    exact = -torch.log_softmax(logits[0, -3:].detach().double(), -1)[-1].item()
+    assert nll[0].item() == pytest.approx(exact, rel=1e-6) and nll[1] == math.inf
+    (gradient,) = torch.autograd.grad(nll.sum(), logits)
+    assert gradient.isfinite().all() and gradient[1, 0] == -1 and (gradient[0, : length - 3] == 0).all()
+    prior = torch.zeros(2, length)
+    prior[1, -1] = -math.inf  # the prior forbids what the posterior has
+    kl = categorical_kl(logits, prior)
+    assert kl[0].isfinite() and kl[1] == math.inf
+    assert categorical_kl(logits, logits).tolist() == pytest.approx([0.0, 0.0], abs=1e-6)
+
+
+def test_logits_of_any_size() -> None:
+    """A constant changes nothing: exp is of differences from the largest."""
+    logits, target = draw(4, 3, 10)[0], torch.randint(0, 10, (4, 3))
+    nll = categorical_nll(logits, target)
+    for constant in (-1e4, 1e4):
+        torch.testing.assert_close(categorical_nll(logits + constant, target), nll, rtol=0, atol=3e-2)
+    assert categorical_nll(torch.tensor([[3e38, -3e38]]), torch.tensor([0])).item() == 0.0
+    assert categorical_nll(torch.tensor([[3e38, 0.0]]), torch.tensor([1])).item() == pytest.approx(3e38)
+
+
+@pytest.mark.parametrize("target", [-1, 5, 255, 2**40, -(2**63)])
+def test_kernels_never_read_beyond_the_categories(target: int) -> None:
+    """What a GPU gives: NaN for the sample, and for the gradient of the position."""
+    ops = torch.ops.variate
+    logits = torch.zeros(3, 2, 5)
+    index = torch.zeros(3, 2, dtype=torch.int64)
+    index[1, 1] = target
+    nll, log_sum_exp = ops.categorical_nll(logits, index, True)
+    assert nll.isnan().tolist() == [False, True, False] and log_sum_exp.isfinite().all()
+    gradient = ops.categorical_nll_backward(torch.ones(3), logits, index, log_sum_exp)
+    assert gradient.isnan().nonzero().tolist() == [[1, 1, k] for k in range(5)]
+
+
+@pytest.mark.parametrize("dtype", INTEGERS, ids=str)
+def test_targets_outside_the_categories_raise(dtype: torch.dtype) -> None:
+    target = torch.tensor([[0, 4], [5, 1]], dtype=dtype)
+    with pytest.raises(ValueError, match="target: expected categories 0 to 4, got 0 to 5"):
+        categorical_nll(torch.zeros(2, 2, 5), target)
+    if dtype != torch.uint8:
+        with pytest.raises(ValueError, match=r"target: .* got -1 to 4"):
+            categorical_nll(torch.zeros(2, 2, 5), target.clamp(max=4) - (target == 0).to(dtype))
+
+
 @pytest.mark.parametrize(
     ("call", "error", "names"),
     [
@@ -394,6 +559,17 @@ def test_bernoulli_kl_of_infinite_logits() -> None:
         (lambda z: normal_nll(z, True, z), TypeError, "log_var: expected a number or a tensor, got bool"),
         (lambda z: normal_nll(z, z.long(), z), TypeError, "log_var: expected float32.*got int64"),
         (lambda z: normal_nll(z, torch.zeros(3), z), ValueError, "log_var: expected a shape that broadcasts"),
+        (lambda z: categorical_nll(z, [0]), TypeError, "target: expected a tensor, got list"),
+        (lambda z: categorical_nll(z, z[:, 0]), TypeError, "target: expected an integer dtype, got float32"),
+        (lambda z: categorical_nll(z, z[:, 0].bool()), TypeError, "target: expected an integer dtype, got bool"),
+        (lambda z: categorical_nll(z.long(), z[:, 0].long()), TypeError, "logits: expected float32"),
+        (lambda z: categorical_nll(z, z.long()), ValueError, "target: expected the shape of logits without its last"),
+        (lambda z: categorical_nll(z, z[:, 0].long().to("meta")), ValueError, "target: expected the device"),
+        (lambda z: categorical_nll(z[:, :0], z[:, 0].long()), ValueError, "logits: expected at least one category"),
+        (lambda z: categorical_nll(z[0, 0], z[0, 0].long()), ValueError, "logits: expected at least one category"),
+        (lambda z: categorical_kl(z[:, :0], z[:, :0]), ValueError, "logits: expected at least one category"),
+        (lambda z: categorical_kl(z, 0.0), TypeError, "prior_logits: expected a tensor, got float"),
+        (lambda z: categorical_kl(z, z[:, :3]), ValueError, "prior_logits: expected a shape that broadcasts"),
         (lambda z: bernoulli_kl(z, 0.0), TypeError, "prior_logits: expected a tensor, got float"),
         (lambda z: bernoulli_kl(z.bool(), z), TypeError, "logits: expected float32"),
         (lambda z: bernoulli_kl(z, z[:, :3]), ValueError, "prior_logits: expected a shape that broadcasts"),

@@ -557,6 +557,106 @@ def test_bernoulli_nll(interpreted, size, dtype, target_dtype):
         close(actual[1], -g * logits.double(), actual[1].dtype)
 
 
+# The terms of the evidence lower bound against their C++ twins, per element and summed.
+
+
+def assert_twins(interpreted, name, *args, scale=4.0):
+    """The kernel and the compiled op agree up to rounding, which sums of a thousand terms make a little larger."""
+    pytest.importorskip("variate")
+    actual, expected = getattr(interpreted, name)(*args), getattr(torch.ops.variate, name)(*args)
+    actual, expected = (x if isinstance(x, tuple) else (x,) for x in (actual, expected))
+    for a, e in zip(actual, expected, strict=True):
+        assert a.dtype == e.dtype and a.shape == e.shape, name
+        close(a, e.double(), a.dtype, scale)
+
+
+SHAPES = [((3, 20), torch.float32), ((2, 3, 7), torch.bfloat16), ((2, 1100), torch.float32), ((5,), torch.float64)]
+
+
+@pytest.mark.parametrize("parametrization", [0, 1, 2])
+@pytest.mark.parametrize(("size", "dtype"), SHAPES)
+def test_normal_terms(interpreted, size, dtype, parametrization):
+    mean, spread = example(size, dtype)
+    prior_mean, prior_spread = example(size, dtype, seed=1)
+    if parametrization == 2:
+        spread, prior_spread = spread.exp(), prior_spread.exp()
+    grad = example(size, dtype, seed=2)[0]
+    rows = torch.linspace(0.5, 1.5, size[0] if len(size) > 1 else 1)
+    for priors in [(prior_mean, prior_spread), (None, prior_spread), (prior_mean, None), (None, None)]:
+        for free_bits in (None, torch.tensor(0.3)):
+            arguments = (mean, spread, *priors, free_bits)
+            assert_twins(interpreted, "normal_kl", *arguments, True, parametrization)
+            assert_twins(interpreted, "normal_kl", *arguments, False, parametrization, scale=16.0)
+            assert_twins(interpreted, "normal_kl_backward", grad, *arguments, 15, parametrization, scale=8.0)
+        assert_twins(
+            interpreted, "normal_kl_backward", rows, mean, spread, *priors, None, 2, parametrization, scale=8.0
+        )
+    assert_twins(interpreted, "normal_nll", mean, spread, prior_mean, True, parametrization)
+    assert_twins(interpreted, "normal_nll", mean, spread, prior_mean, False, parametrization, scale=16.0)
+    assert_twins(interpreted, "normal_nll_backward", grad, mean, spread, prior_mean, 7, parametrization, scale=8.0)
+    assert_twins(interpreted, "normal_nll_backward", rows, mean, spread, prior_mean, 5, parametrization, scale=8.0)
+
+
+@pytest.mark.parametrize(("size", "dtype"), SHAPES)
+def test_bernoulli_terms(interpreted, size, dtype):
+    logits, prior = (3 * x for x in example(size, dtype))
+    grad = example(size, dtype, seed=2)[0]
+    rows = torch.linspace(0.5, 1.5, size[0] if len(size) > 1 else 1)
+    assert_twins(interpreted, "bernoulli_kl", logits, prior, True)
+    assert_twins(interpreted, "bernoulli_kl", logits, prior, False, scale=16.0)
+    assert_twins(interpreted, "bernoulli_nll", logits, prior.sigmoid(), True)
+    for g, wanted in ((grad, 3), (rows, 1), (rows, 2)):
+        assert_twins(interpreted, "bernoulli_kl_backward", g, logits, prior, wanted)
+        assert_twins(interpreted, "bernoulli_nll_backward", g, logits, prior.sigmoid(), wanted)
+
+
+@pytest.mark.parametrize(
+    ("size", "dtype"),
+    [
+        ((7,), torch.float32),
+        ((3, 5), torch.bfloat16),
+        ((2, 3, 7), torch.float64),
+        ((2, 2, 64), torch.float16),
+        ((2, 2, 1301), torch.float32),
+        ((300, 3), torch.float32),
+    ],
+)
+def test_categorical_terms(interpreted, size, dtype):
+    logits, prior = (3 * x for x in example(size, dtype))
+    logits[..., 1] = -math.inf
+    target = torch.arange(math.prod(size[:-1])).view(size[:-1]) % (size[-1] - 2) + 2
+    rows = torch.linspace(0.5, 1.5, size[0] if len(size) > 1 else 1)
+    for index in (target, target.to(torch.uint8)) if size[-1] <= 256 else (target,):
+        assert_twins(interpreted, "categorical_nll", logits, index, True, scale=16.0)
+        log_sum_exp = interpreted.categorical_nll(logits, index, True)[1]
+        assert_twins(interpreted, "categorical_nll_backward", rows, logits, index, log_sum_exp)
+    assert_twins(interpreted, "categorical_kl", logits, prior, scale=16.0)
+    for wanted in (1, 2, 3):
+        assert_twins(interpreted, "categorical_kl_backward", rows, logits, prior, wanted)
+    permuted = logits.transpose(0, -1).contiguous().transpose(0, -1)
+    assert torch.equal(interpreted.categorical_kl(permuted, prior), interpreted.categorical_kl(logits, prior))
+
+
+def test_categorical_nll_of_no_category_is_nan(interpreted):
+    logits, target = torch.zeros(3, 2, 5), torch.tensor([[0, 4], [5, 1], [2, -1]])
+    nll, log_sum_exp = interpreted.categorical_nll(logits, target, True)
+    assert nll.isnan().tolist() == [False, True, True]
+    gradient = interpreted.categorical_nll_backward(torch.ones(3), logits, target, log_sum_exp)
+    assert gradient.isnan().all(-1).tolist() == [[False, False], [True, False], [False, True]]
+    logits[0, 0, :4] = -math.inf
+    masked = interpreted.categorical_nll(logits, target.clamp(0, 4), False)[0]
+    assert masked[0] == math.inf and masked[1:].isfinite().all()
+
+
+def test_terms_of_extreme_inputs(interpreted):
+    inf = math.inf
+    x, v = torch.full((2, 3), 0.7), torch.full((2, 3), -400.0)
+    assert interpreted.normal_kl(x, v, x, v, None).tolist() == [0.0, 0.0]
+    logits = torch.tensor([[inf], [-inf], [inf], [0.0]])
+    prior = torch.tensor([[inf], [-inf], [-inf], [inf]])
+    assert interpreted.bernoulli_kl(logits, prior).tolist() == [0.0, 0.0, inf, inf]
+
+
 def test_bernoulli_nll_of_extreme_logits(interpreted):
     logits = torch.tensor([[math.inf], [-math.inf], [math.inf], [math.nan], [120.0], [-120.0]])
     target = torch.tensor([[1.0], [0.0], [0.0], [1.0], [1.0], [1.0]])
@@ -857,6 +957,7 @@ def launches(dtype, rows, cols):
     x = torch.zeros(rows, cols, dtype=dtype)
     row = torch.zeros(rows, dtype=torch.float64 if dtype == torch.float64 else torch.float32)
     free_bits = torch.zeros(())
+    integers = torch.zeros(rows, dtype=torch.int64)
     hidden, weight = torch.zeros(rows, 8, dtype=dtype), torch.zeros(cols, 8, dtype=dtype)
     layer = (hidden, weight, x[0])
     return {
@@ -872,6 +973,14 @@ def launches(dtype, rows, cols):
         "learned_prior_backward": lambda: kernels.normal_rsample_kl_backward(
             x, row, x, x, x, x, free_bits, key, 0, True
         ),
+        "normal_kl": lambda: kernels.normal_kl(x, x, x, x, free_bits),
+        "normal_kl_backward": lambda: kernels.normal_kl_backward(row, x, x, x, x, free_bits, 15),
+        "normal_kl, scales": lambda: kernels.normal_kl(x, x, x, x, free_bits, True, 2),
+        "normal_kl_backward, scales": lambda: kernels.normal_kl_backward(x, x, x, x, x, free_bits, 15, 2),
+        "normal_nll": lambda: kernels.normal_nll(x, x, x),
+        "normal_nll_backward": lambda: kernels.normal_nll_backward(row, x, x, x, 7),
+        "bernoulli_kl": lambda: kernels.bernoulli_kl(x, x),
+        "bernoulli_kl_backward": lambda: kernels.bernoulli_kl_backward(row, x, x, 3),
         **{
             f"{base}_samples": lambda i=i: kernels.location_scale_rsample(x, x, key, 0, 5, i % 2 == 0, i, i % 3)
             for i, base in enumerate(BASES)
@@ -893,6 +1002,10 @@ def launches(dtype, rows, cols):
         ),
         "bernoulli_straight_through": lambda: kernels.bernoulli_straight_through(x, key, 0),
         "bernoulli_nll": lambda: kernels.bernoulli_nll(x, x),
+        "categorical_kl": lambda: kernels.categorical_kl(x, x),
+        "categorical_kl_backward": lambda: kernels.categorical_kl_backward(row, x, x, 3),
+        "categorical_nll": lambda: kernels.categorical_nll(x, integers, True),
+        "categorical_nll_backward": lambda: kernels.categorical_nll_backward(row, x, integers, row),
         "bernoulli_nll_backward": lambda: kernels.bernoulli_nll_backward(row, x, x, 3),
         "categorical": lambda: kernels.categorical(x, key, 0),
         "linear_bernoulli_nll": lambda: kernels.linear_bernoulli_nll(*layer, x, False, True, True),
@@ -905,6 +1018,18 @@ def launches(dtype, rows, cols):
         "discretized_logistic_nll": lambda: kernels.discretized_logistic_nll(x, x, x, 8, 1),
         "discretized_logistic_nll_backward": lambda: kernels.discretized_logistic_nll_backward(row, x, x, x, 8, 1),
     }
+
+
+# They write one number per row or group.
+SUMS = (
+    "normal_kl",
+    "normal_nll",
+    "bernoulli_kl",
+    "bernoulli_nll",
+    "categorical_kl",
+    "categorical_nll",
+    "discretized_logistic_nll",
+)
 
 
 def check_compiled(kernel, dtype):
@@ -927,7 +1052,7 @@ def test_kernels_compile_without_spills(capability, dtype):
         if dtype == torch.float32 and name not in ("categorical", "linear_categorical_nll_of_pairs"):
             reads = name not in ("uniform", "normal", "exponential", "gumbel")
             assert 4 in kernels[0].vector_widths("ld" if reads else "st"), f"{name} loads or stores one by one"
-            if name not in ("bernoulli_nll", "discretized_logistic_nll"):
+            if name not in SUMS:
                 assert 4 in kernels[0].vector_widths("st"), f"{name} stores one by one"
 
 

@@ -66,7 +66,7 @@ void check_normal_target(Checks& checks, const Args& a) {
 }
 
 template <class Args>
-void check_bernoullis(Checks& checks, const Args& a) {
+void check_logits(Checks& checks, const Args& a) {
   checks.tensor(a.logits, "logits", is_floating);
   checks.tensor(a.prior_logits, "prior_logits", is_floating);
 }
@@ -75,6 +75,26 @@ template <class Args>
 void check_bernoulli_target(Checks& checks, const Args& a) {
   checks.tensor(a.logits, "logits", is_floating);
   checks.tensor(a.target, "target", is_floating_or_uint8);
+}
+
+template <class Args>
+void check_group_sizes(Checks& checks, const Args& a) {
+  checks.size(a.rows, "rows");
+  checks.size(a.groups, "groups");
+  checks.require(a.categories >= 1, "categories must be at least 1, got %lld", static_cast<long long>(a.categories));
+}
+
+template <class Args>
+bool no_groups(const Args& a) {
+  return a.rows == 0 || a.groups == 0;
+}
+
+bool is_uint8_or_int64(variate_dtype dtype) { return dtype == VARIATE_UINT8 || dtype == VARIATE_INT64; }
+
+template <class Args>
+void check_categories(Checks& checks, const Args& a) {
+  checks.tensor(a.logits, "logits", is_floating);
+  checks.tensor(a.target, "target", is_uint8_or_int64);
 }
 
 }  // namespace
@@ -113,7 +133,7 @@ VARIATE_API uint64_t variate_bernoulli_kl_workspace(const variate_bernoulli_kl_a
 
 VARIATE_API variate_status variate_bernoulli_kl(const variate_bernoulli_kl_args* args) {
   const auto check = [](Checks& checks, const variate_bernoulli_kl_args& a) {
-    check_terms(checks, a, variate_bernoulli_kl_workspace, a.kl, "kl", check_bernoullis);
+    check_terms(checks, a, variate_bernoulli_kl_workspace, a.kl, "kl", check_logits);
   };
   return run(__func__, args, check, no_results, &cpu::Kernels::bernoulli_kl, nullptr);
 }
@@ -121,7 +141,7 @@ VARIATE_API variate_status variate_bernoulli_kl(const variate_bernoulli_kl_args*
 VARIATE_API variate_status variate_bernoulli_kl_backward(const variate_bernoulli_kl_backward_args* args) {
   static constexpr auto tensors = [](Checks& checks, const variate_bernoulli_kl_backward_args& a) {
     checks.tensor(a.grad_kl, "grad_kl", is_floating);
-    check_bernoullis(checks, a);
+    check_logits(checks, a);
     checks.optional_tensor(a.grad_logits, "grad_logits", is_floating);
     checks.optional_tensor(a.grad_prior_logits, "grad_prior_logits", is_floating);
   };
@@ -180,5 +200,66 @@ VARIATE_API variate_status variate_bernoulli_nll_backward(const variate_bernoull
   };
   return run(__func__, args, check, no_elements, &cpu::Kernels::bernoulli_nll_backward,
              VARIATE_CUDA_KERNEL(bernoulli_nll_backward));
+}
+
+VARIATE_API uint64_t variate_categorical_nll_workspace(const variate_categorical_nll_args* args) {
+  return args ? cpu::row_sum_workspace(args->rows, args->groups) : 0;
+}
+
+VARIATE_API variate_status variate_categorical_nll(const variate_categorical_nll_args* args) {
+  const auto check = [](Checks& checks, const variate_categorical_nll_args& a) {
+    check_group_sizes(checks, a);
+    if (checks.failed()) return;
+    checks.execution(a.execution, variate_categorical_nll_workspace(&a));
+    if (a.rows == 0) return;
+    checks.tensor(a.nll, "nll", is_float_or_double);
+    checks.optional_tensor(a.log_sum_exp, "log_sum_exp", is_floating);
+    if (a.groups > 0) check_categories(checks, a);
+  };
+  const auto empty = [](const variate_categorical_nll_args& a) { return a.rows == 0; };
+  return run(__func__, args, check, empty, &cpu::Kernels::categorical_nll, nullptr);
+}
+
+VARIATE_API variate_status variate_categorical_nll_backward(const variate_categorical_nll_backward_args* args) {
+  const auto check = [](Checks& checks, const variate_categorical_nll_backward_args& a) {
+    check_group_sizes(checks, a);
+    checks.execution(a.execution, 0);
+    if (no_groups(a)) return;
+    checks.tensor(a.grad_nll, "grad_nll", is_floating);
+    check_categories(checks, a);
+    checks.tensor(a.log_sum_exp, "log_sum_exp", is_floating);
+    checks.tensor(a.grad_logits, "grad_logits", is_floating);
+  };
+  return run(__func__, args, check, no_groups, &cpu::Kernels::categorical_nll_backward, nullptr);
+}
+
+VARIATE_API uint64_t variate_categorical_kl_workspace(const variate_categorical_kl_args* args) {
+  return args ? cpu::row_sum_workspace(args->rows, args->groups) : 0;
+}
+
+VARIATE_API variate_status variate_categorical_kl(const variate_categorical_kl_args* args) {
+  const auto check = [](Checks& checks, const variate_categorical_kl_args& a) {
+    check_group_sizes(checks, a);
+    if (checks.failed()) return;
+    checks.execution(a.execution, variate_categorical_kl_workspace(&a));
+    if (a.rows == 0) return;
+    checks.tensor(a.kl, "kl", is_float_or_double);
+    if (a.groups > 0) check_logits(checks, a);
+  };
+  const auto empty = [](const variate_categorical_kl_args& a) { return a.rows == 0; };
+  return run(__func__, args, check, empty, &cpu::Kernels::categorical_kl, nullptr);
+}
+
+VARIATE_API variate_status variate_categorical_kl_backward(const variate_categorical_kl_backward_args* args) {
+  const auto check = [](Checks& checks, const variate_categorical_kl_backward_args& a) {
+    check_group_sizes(checks, a);
+    checks.execution(a.execution, 0);
+    if (no_groups(a)) return;
+    checks.tensor(a.grad_kl, "grad_kl", is_floating);
+    check_logits(checks, a);
+    checks.optional_tensor(a.grad_logits, "grad_logits", is_floating);
+    checks.optional_tensor(a.grad_prior_logits, "grad_prior_logits", is_floating);
+  };
+  return run(__func__, args, check, no_groups, &cpu::Kernels::categorical_kl_backward, nullptr);
 }
 }

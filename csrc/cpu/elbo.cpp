@@ -1,48 +1,11 @@
 #include <variate/math/elbo.hpp>
 
+#include "categorical.h"
 #include "kernels.h"
-#include "tile.h"
 
 namespace variate::cpu::VARIATE_ISA {
 
 namespace {
-
-// A tile of an input; one that is left out is `missing` everywhere.
-template <class T>
-struct Input {
-  Buffer<T> buffer;
-  const T* data;
-
-  Input(const variate_tensor& tensor, const Tile& t, T missing = T(0)) {
-    data = tensor.data ? load(tensor, t, buffer) : buffer.data;
-    for (int64_t i = 0; !tensor.data && i < t.count; ++i) buffer.data[i] = missing;
-  }
-};
-
-// A tile of the gradient of a result: of its sums by row, or of each term.
-template <class T>
-struct ResultGradient {
-  Buffer<T> buffer;
-  const T* data;
-
-  ResultGradient(const variate_tensor& tensor, const Tile& t, bool elementwise) {
-    data = elementwise ? load(tensor, t, buffer) : load_rows(tensor, t, buffer);
-  }
-};
-
-// A tile of an output that may be left out: written to `data`, then stored.
-template <class T>
-struct Output {
-  const variate_tensor& tensor;
-  const Tile& tile;
-  Buffer<T> buffer;
-  T* data;
-
-  Output(const variate_tensor& tensor, const Tile& t) : tensor(tensor), tile(t) {
-    data = optional_target(tensor, t, buffer);
-  }
-  void store() const { VARIATE_ISA::store(tensor, tile, static_cast<const T*>(data)); }
-};
 
 // `terms(tile, out)` computes the terms of a tile; they are summed by row, or are the result.
 template <class T, class Args, class Terms>
@@ -319,6 +282,22 @@ void bernoulli_nll(const variate_bernoulli_nll_args& a) {
 
 void bernoulli_nll_backward(const variate_bernoulli_nll_backward_args& a) {
   any_double(a.logits, a.target) ? bernoulli_nll_backward<double>(a) : bernoulli_nll_backward<float>(a);
+}
+
+void categorical_nll(const variate_categorical_nll_args& a) {
+  any_double(a.logits) ? categorical_nll_forward<double>(a) : categorical_nll_forward<float>(a);
+}
+
+void categorical_nll_backward(const variate_categorical_nll_backward_args& a) {
+  any_double(a.logits) ? categorical_nll_gradients<double>(a) : categorical_nll_gradients<float>(a);
+}
+
+void categorical_kl(const variate_categorical_kl_args& a) {
+  any_double(a.logits, a.prior_logits) ? categorical_kl_forward<double>(a) : categorical_kl_forward<float>(a);
+}
+
+void categorical_kl_backward(const variate_categorical_kl_backward_args& a) {
+  any_double(a.logits, a.prior_logits) ? categorical_kl_gradients<double>(a) : categorical_kl_gradients<float>(a);
 }
 
 }  // namespace variate::cpu::VARIATE_ISA

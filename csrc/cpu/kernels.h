@@ -34,6 +34,10 @@ struct Kernels {
   void (*bernoulli_straight_through)(const variate_bernoulli_straight_through_args&);
   void (*bernoulli_nll)(const variate_bernoulli_nll_args&);
   void (*bernoulli_nll_backward)(const variate_bernoulli_nll_backward_args&);
+  void (*categorical_nll)(const variate_categorical_nll_args&);
+  void (*categorical_nll_backward)(const variate_categorical_nll_backward_args&);
+  void (*categorical_kl)(const variate_categorical_kl_args&);
+  void (*categorical_kl_backward)(const variate_categorical_kl_backward_args&);
   void (*discretized_logistic_nll)(const variate_discretized_logistic_nll_args&);
   void (*discretized_logistic_nll_backward)(const variate_discretized_logistic_nll_backward_args&);
   void (*discretized_logistic_mixture_nll)(const variate_discretized_logistic_mixture_nll_args&);
@@ -93,6 +97,10 @@ void relaxed_bernoulli_rsample_backward(const variate_relaxed_bernoulli_rsample_
 void bernoulli_straight_through(const variate_bernoulli_straight_through_args&);
 void bernoulli_nll(const variate_bernoulli_nll_args&);
 void bernoulli_nll_backward(const variate_bernoulli_nll_backward_args&);
+void categorical_nll(const variate_categorical_nll_args&);
+void categorical_nll_backward(const variate_categorical_nll_backward_args&);
+void categorical_kl(const variate_categorical_kl_args&);
+void categorical_kl_backward(const variate_categorical_kl_backward_args&);
 void discretized_logistic_nll(const variate_discretized_logistic_nll_args&);
 void discretized_logistic_nll_backward(const variate_discretized_logistic_nll_backward_args&);
 void discretized_logistic_mixture_nll(const variate_discretized_logistic_mixture_nll_args&);

@@ -252,6 +252,103 @@ std::tuple<Tensor, Tensor> bernoulli_nll_backward(Tensor grad_nll, Tensor logits
   return {grad_logits, grad_target};
 }
 
+// What every categorical op reads: logits [rows, groups * categories].
+struct Groups {
+  Shape shape;
+  int64_t categories;
+  Execution execution;
+  View logits;
+
+  explicit Groups(const Tensor& tensor)
+      : shape(tensor.sizes()),
+        categories(tensor.dim() ? tensor.size(tensor.dim() - 1) : 0),
+        execution(tensor),
+        logits(tensor) {
+    STD_TORCH_CHECK(categories > 0, "logits must have at least one category");
+  }
+
+  template <class Args>
+  Args args() const {
+    Args args = {};
+    args.struct_size = sizeof args;
+    args.execution = execution.get();
+    args.rows = shape.rows;
+    args.groups = shape.cols / categories;
+    args.categories = categories;
+    args.logits = logits.get();
+    return args;
+  }
+};
+
+// One number per group: [rows, groups] from the shape of logits without its last dimension.
+View per_group(const Tensor& tensor, const Tensor& logits, const char* message) {
+  const auto sizes = tensor.sizes();
+  bool same = tensor.dim() + 1 == logits.dim() && tensor.is_cuda() == logits.is_cuda() &&
+              tensor.get_device_index() == logits.get_device_index();
+  for (std::size_t d = 0; same && d < sizes.size(); ++d) same = sizes[d] == logits.size(d);
+  STD_TORCH_CHECK(same, message);
+  return logits.dim() == 2 ? View::of_rows(tensor) : View(tensor);
+}
+
+std::tuple<Tensor, Tensor> categorical_nll(Tensor logits, Tensor target, bool needs_grad) {
+  Groups groups(logits);
+  const View target_view = per_group(target, logits, "target must have the shape of logits without its last dimension");
+  Tensor nll = new_result(false, groups.shape.rows, logits);
+  std::vector<int64_t> sizes(target.sizes().begin(), target.sizes().end());
+  const ScalarType wide = is_double(logits) ? ScalarType::Double : ScalarType::Float;
+  Tensor log_sum_exp = needs_grad ? new_tensor(sizes, wide, logits) : nothing(nll);
+  auto args = groups.args<variate_categorical_nll_args>();
+  args.target = target_view.get();
+  args.nll = column(nll);
+  if (needs_grad) args.log_sum_exp = per_group(log_sum_exp, logits, "log_sum_exp").get();
+  args.execution = groups.execution.with_workspace(variate_categorical_nll_workspace(&args));
+  check(variate_categorical_nll(&args));
+  return {nll, log_sum_exp};
+}
+
+Tensor categorical_nll_backward(Tensor grad_nll, Tensor logits, Tensor target, Tensor log_sum_exp) {
+  const Groups groups(logits);
+  STD_TORCH_CHECK(grad_nll.numel() == groups.shape.rows, "grad_nll must have one number per row");
+  const View target_view = per_group(target, logits, "target must have the shape of logits without its last dimension");
+  const View log_sum_exp_view = per_group(log_sum_exp, logits, "log_sum_exp must have the shape of target");
+  Tensor grad_logits = new_like(logits);
+  auto args = groups.args<variate_categorical_nll_backward_args>();
+  args.grad_nll = column(grad_nll);
+  args.target = target_view.get();
+  args.log_sum_exp = log_sum_exp_view.get();
+  args.grad_logits = View(grad_logits).get();
+  check(variate_categorical_nll_backward(&args));
+  return grad_logits;
+}
+
+Tensor categorical_kl(Tensor logits, Tensor prior_logits) {
+  check_same(logits, prior_logits, "prior_logits must have the shape and device of logits");
+  Groups groups(logits);
+  const View prior_view(prior_logits);
+  Tensor kl = new_result(false, groups.shape.rows, logits, prior_logits);
+  auto args = groups.args<variate_categorical_kl_args>();
+  args.prior_logits = prior_view.get();
+  args.kl = column(kl);
+  args.execution = groups.execution.with_workspace(variate_categorical_kl_workspace(&args));
+  check(variate_categorical_kl(&args));
+  return kl;
+}
+
+std::tuple<Tensor, Tensor> categorical_kl_backward(Tensor grad_kl, Tensor logits, Tensor prior_logits, int64_t wanted) {
+  check_same(logits, prior_logits, "prior_logits must have the shape and device of logits");
+  const Groups groups(logits);
+  STD_TORCH_CHECK(grad_kl.numel() == groups.shape.rows, "grad_kl must have one number per row");
+  const View prior_view(prior_logits);
+  auto args = groups.args<variate_categorical_kl_backward_args>();
+  args.grad_kl = column(grad_kl);
+  args.prior_logits = prior_view.get();
+  Gradients gradients(logits, wanted);
+  Tensor grad_logits = gradients.make(logits, args.grad_logits);
+  Tensor grad_prior_logits = gradients.make(prior_logits, args.grad_prior_logits);
+  check(variate_categorical_kl_backward(&args));
+  return {grad_logits, grad_prior_logits};
+}
+
 }  // namespace
 
 // With `elementwise` the result has the shape of the inputs, without the sum over each sample. `wanted` has a bit for
@@ -273,6 +370,11 @@ STABLE_TORCH_LIBRARY_FRAGMENT(variate, library) {
       "int parametrization=0) -> (Tensor, Tensor, Tensor)");
   library.def("bernoulli_nll(Tensor logits, Tensor target, bool elementwise=False) -> Tensor");
   library.def("bernoulli_nll_backward(Tensor grad_nll, Tensor logits, Tensor target, int wanted) -> (Tensor, Tensor)");
+  library.def("categorical_nll(Tensor logits, Tensor target, bool needs_grad) -> (Tensor, Tensor)");
+  library.def("categorical_nll_backward(Tensor grad_nll, Tensor logits, Tensor target, Tensor log_sum_exp) -> Tensor");
+  library.def("categorical_kl(Tensor logits, Tensor prior_logits) -> Tensor");
+  library.def(
+      "categorical_kl_backward(Tensor grad_kl, Tensor logits, Tensor prior_logits, int wanted) -> (Tensor, Tensor)");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(variate, CPU, library) {
@@ -284,6 +386,10 @@ STABLE_TORCH_LIBRARY_IMPL(variate, CPU, library) {
   library.impl("normal_nll_backward", TORCH_BOX(&normal_nll_backward));
   library.impl("bernoulli_nll", TORCH_BOX(&bernoulli_nll));
   library.impl("bernoulli_nll_backward", TORCH_BOX(&bernoulli_nll_backward));
+  library.impl("categorical_nll", TORCH_BOX(&categorical_nll));
+  library.impl("categorical_nll_backward", TORCH_BOX(&categorical_nll_backward));
+  library.impl("categorical_kl", TORCH_BOX(&categorical_kl));
+  library.impl("categorical_kl_backward", TORCH_BOX(&categorical_kl_backward));
 }
 #if defined(VARIATE_WITH_CUDA)
 STABLE_TORCH_LIBRARY_IMPL(variate, CUDA, library) {

@@ -1,6 +1,7 @@
 #include "ops.h"
 
 #include <dlfcn.h>
+#include <sys/mman.h>
 
 namespace variate::torch_ops {
 
@@ -21,6 +22,18 @@ void* current_cuda_stream(int32_t device_index) {
 }
 
 }  // namespace
+
+void prefer_large_pages(void* data, std::size_t bytes) {
+#if defined(MADV_HUGEPAGE)
+  constexpr std::uintptr_t page = std::uintptr_t{1} << 21;
+  const std::uintptr_t start = reinterpret_cast<std::uintptr_t>(data);
+  const std::uintptr_t first = (start + page - 1) / page * page, end = (start + bytes) / page * page;
+  if (bytes >= 4 * page && end > first) madvise(reinterpret_cast<void*>(first), end - first, MADV_HUGEPAGE);
+#else
+  (void)data;
+  (void)bytes;
+#endif
+}
 
 Execution::Execution(const Tensor& tensor) : like_(tensor) {
   if (tensor.is_cuda()) {

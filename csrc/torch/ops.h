@@ -106,6 +106,10 @@ class View {
   variate_tensor view_ = {nullptr, VARIATE_FLOAT32, 0, 0};
 };
 
+// Asks for large pages under memory that nothing has touched yet: a fault for each 4 KiB of a large result costs more
+// than computing it. A hint, of no effect where the memory was in use before or the system has no large pages.
+void prefer_large_pages(void* data, std::size_t bytes);
+
 // A new tensor on the device of `like`.
 inline Tensor new_strided(const int64_t* sizes, const int64_t* strides, std::size_t dims, ScalarType dtype,
                           const Tensor& like) {
@@ -116,7 +120,9 @@ inline Tensor new_strided(const int64_t* sizes, const int64_t* strides, std::siz
       aoti_torch_empty_strided(static_cast<int64_t>(dims), sizes, strides,
                                torch::stable::detail::to<int32_t>(torch::stable::detail::from(dtype)), device_type,
                                like.get_device_index(), &handle));
-  return Tensor(handle);
+  Tensor tensor(handle);
+  if (!tensor.is_cuda()) prefer_large_pages(tensor.mutable_data_ptr(), tensor.numel() * tensor.element_size());
+  return tensor;
 }
 
 // A new contiguous tensor on the device of `like`.

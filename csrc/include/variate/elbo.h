@@ -162,6 +162,73 @@ typedef struct variate_bernoulli_nll_backward_args {
 
 VARIATE_API variate_status variate_bernoulli_nll_backward(const variate_bernoulli_nll_backward_args* args);
 
+/* nll[r] = sum over groups of log(sum over k of exp(logits)) - logits[target], k running over the `categories` that
+   follow each other in a row: -log Categorical(target | softmax(logits)). logits: floating [rows, groups * categories];
+   target: uint8 or int64 [rows, groups]; nll: [rows, 1], float32 or float64. A target outside [0, categories) gives
+   NaN. log_sum_exp [rows, groups], of any floating dtype, is for the backward call, and may be left out. */
+typedef struct variate_categorical_nll_args {
+  uint32_t struct_size;
+  variate_execution execution;
+  int64_t rows;
+  int64_t groups;
+  int64_t categories;
+  variate_tensor logits;
+  variate_tensor target;
+  variate_tensor nll;
+  variate_tensor log_sum_exp;
+} variate_categorical_nll_args;
+
+VARIATE_API variate_status variate_categorical_nll(const variate_categorical_nll_args* args);
+VARIATE_API uint64_t variate_categorical_nll_workspace(const variate_categorical_nll_args* args);
+
+/* grad_logits = grad_nll (exp(logits - log_sum_exp) - 1 at the target), NaN for a target outside [0, categories). */
+typedef struct variate_categorical_nll_backward_args {
+  uint32_t struct_size;
+  variate_execution execution;
+  int64_t rows;
+  int64_t groups;
+  int64_t categories;
+  variate_tensor grad_nll;
+  variate_tensor logits;
+  variate_tensor target;
+  variate_tensor log_sum_exp;
+  variate_tensor grad_logits;
+} variate_categorical_nll_backward_args;
+
+VARIATE_API variate_status variate_categorical_nll_backward(const variate_categorical_nll_backward_args* args);
+
+/* kl[r] = sum over groups and k of p log(p / r), p = softmax(logits), r = softmax(prior_logits) over the `categories`
+   of a group; p = 0 costs 0. Both are floating [rows, groups * categories]; kl: [rows, 1], float32 or float64. */
+typedef struct variate_categorical_kl_args {
+  uint32_t struct_size;
+  variate_execution execution;
+  int64_t rows;
+  int64_t groups;
+  int64_t categories;
+  variate_tensor logits;
+  variate_tensor prior_logits;
+  variate_tensor kl;
+} variate_categorical_kl_args;
+
+VARIATE_API variate_status variate_categorical_kl(const variate_categorical_kl_args* args);
+VARIATE_API uint64_t variate_categorical_kl_workspace(const variate_categorical_kl_args* args);
+
+/* grad_logits = grad_kl p (log(p / r) - the group's divergence); grad_prior_logits = grad_kl (r - p). */
+typedef struct variate_categorical_kl_backward_args {
+  uint32_t struct_size;
+  variate_execution execution;
+  int64_t rows;
+  int64_t groups;
+  int64_t categories;
+  variate_tensor grad_kl;
+  variate_tensor logits;
+  variate_tensor prior_logits;
+  variate_tensor grad_logits;
+  variate_tensor grad_prior_logits;
+} variate_categorical_kl_backward_args;
+
+VARIATE_API variate_status variate_categorical_kl_backward(const variate_categorical_kl_backward_args* args);
+
 #ifdef __cplusplus
 }
 #endif

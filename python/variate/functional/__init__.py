@@ -6,7 +6,7 @@ from . import bound, elbo, linear, logistic, random, relaxed, reparam
 from ._backend import backends, register_triton, use_backend
 from ._checks import set_debug
 from .bound import ImportanceBound, importance_weighted_bound
-from .elbo import bernoulli_kl, bernoulli_nll, normal_kl, normal_nll
+from .elbo import bernoulli_kl, bernoulli_nll, categorical_kl, categorical_nll, normal_kl, normal_nll
 from .linear import linear_bernoulli_nll, linear_categorical_nll
 from .logistic import (
     discretized_logistic_mixture_nll,
@@ -30,6 +30,8 @@ __all__ = [
     "bernoulli_nll",
     "bernoulli_straight_through",
     "bound",
+    "categorical_kl",
+    "categorical_nll",
     "categorical_straight_through",
     "discretized_logistic_mixture_nll",
     "discretized_logistic_mixture_sample",

@@ -1,7 +1,8 @@
 """What the ops that sum terms over each sample share: variate::op(*tensors, elementwise, *constants), whose gradients
 are variate::op_backward(grad, *tensors, wanted, *constants), with a bit of `wanted` for the gradient of each tensor.
 
-With `elementwise` the result has the shape of the tensors: one number per element, not [B].
+With `elementwise` the result has the shape of the tensors: one number per element, not [B]; None is for an op without
+that choice.
 """
 
 from __future__ import annotations
@@ -15,12 +16,13 @@ from . import _backend, _checks, _gate
 
 
 def call(
-    name: str, like: Tensor, *others: Tensor | None, elementwise: bool = False, constants: tuple[int, ...] = ()
+    name: str, like: Tensor, *others: Tensor | None, elementwise: bool | None = False, constants: tuple[int, ...] = ()
 ) -> Tensor:
     """The op `name`, seen by autograd where a gradient is needed."""
+    settings = constants if elementwise is None else (elementwise, *constants)
     if _gate.needs_grad(like, *others):
-        return _gate.apply(_Terms, name, elementwise, constants, like, *others)
-    return _backend.select(name, like)(like, *others, elementwise, *constants)
+        return _gate.apply(_Terms, name, settings, constants, like, *others)
+    return _backend.select(name, like)(like, *others, *settings)
 
 
 def wanted(needs_grad: tuple[bool, ...]) -> int:
@@ -31,11 +33,11 @@ def wanted(needs_grad: tuple[bool, ...]) -> int:
 class _Terms(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, name: str, elementwise: bool, constants: tuple[int, ...], like: Tensor, *others: Tensor | None
+        ctx: Any, name: str, settings: tuple[int, ...], constants: tuple[int, ...], like: Tensor, *others: Tensor | None
     ) -> Tensor:
         ctx.save_for_backward(like, *others)
         ctx.name, ctx.constants = name, constants
-        return _backend.select(name, like)(like, *others, elementwise, *constants)
+        return _backend.select(name, like)(like, *others, *settings)
 
     @staticmethod
     @_gate.differentiable_once

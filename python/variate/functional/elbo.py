@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from .. import reference
 from . import _backend, _checks, _gate, _terms
 
-__all__ = ["bernoulli_kl", "bernoulli_nll", "normal_kl", "normal_nll"]
+__all__ = ["bernoulli_kl", "bernoulli_nll", "categorical_kl", "categorical_nll", "normal_kl", "normal_nll"]
 
 
 def normal_kl(
@@ -141,6 +143,99 @@ def bernoulli_nll(logits: Tensor, target: Tensor) -> Tensor:
     return _terms.call("bernoulli_nll", logits, target)
 
 
+def categorical_kl(logits: Tensor, prior_logits: Tensor) -> Tensor:
+    """kl_b = sum_d sum_k p_bdk log(p_bdk / r_bdk), p = softmax(logits), r = softmax(prior_logits), over the last
+    dimension.
+
+    Args:
+        logits: [B, ..., K] float32, float64, bfloat16 or float16, unnormalised, K categories. [K] is one sample.
+        prior_logits: broadcast to the shape of logits; a floating dtype of its own if you like.
+
+    Returns:
+        [B] in nats, summed over all dimensions between: float64 where an input is, else float32. A category of
+        probability 0, whose logit is -inf, costs 0.
+
+    Raises:
+        TypeError: an argument that is not a tensor, or not of a dtype named above.
+        ValueError: shapes or devices that do not fit, no categories.
+
+    The gradients are p (log(p / r) - kl), kl that of the same p, and r - p. Autocast leaves the inputs as they are.
+    """
+    _checks.floating("prior_logits", prior_logits)
+    _categories(logits)
+    prior_logits = _checks.expanded("prior_logits", prior_logits, "logits", logits)
+    if _backend.select("categorical_kl", logits) is None or _gate.transformed():
+        return reference.elbo.categorical_kl(logits, prior_logits)
+    return _terms.call("categorical_kl", logits, prior_logits, elementwise=None)
+
+
+def categorical_nll(logits: Tensor, target: Tensor) -> Tensor:
+    """nll_b = sum_d log(sum_k exp(logits_bdk)) - logits_bd[target_bd] = -log Categorical(target_b | softmax(logits_b)).
+
+    Args:
+        logits: [B, ..., K] float32, float64, bfloat16 or float16, unnormalised, K categories. [K] is one sample. -inf
+            masks a category.
+        target: [B, ...], the shape of logits without its last dimension; integers of [0, K) in any integer dtype.
+
+    Returns:
+        [B] in nats: float64 where logits are, else float32. A masked target costs infinity.
+
+    Raises:
+        TypeError: a dtype that is not named above.
+        ValueError: shapes or devices that do not fit, no categories; on the CPU a target outside [0, K). A GPU is not
+            waited for: there such a sample is NaN, and a ValueError under ``variate.set_debug(True)``. So is it under
+            torch.compile.
+
+    The gradient is softmax(logits) - 1 at the target. The forward pass reads the logits once, and keeps one number for
+    each K of them; the backward pass reads them once more. Autocast leaves the inputs as they are.
+    """
+    _categories(logits)
+    target = _categories_of(target, logits)
+    if _backend.select("categorical_nll", logits) is None or _gate.transformed():
+        return reference.elbo.categorical_nll(logits, target)
+    if _gate.needs_grad(logits):
+        return _gate.apply(_CategoricalNll, logits, target)
+    nll, _ = _backend.select("categorical_nll", logits)(logits, target, False)
+    return nll
+
+
+def _categories(logits: Tensor) -> None:
+    _checks.floating("logits", logits)
+    if logits.dim() == 0 or logits.shape[-1] == 0:
+        raise ValueError(f"logits: expected at least one category in the last dimension, got {tuple(logits.shape)}")
+
+
+def _categories_of(target: Tensor, logits: Tensor) -> Tensor:
+    """The target as uint8 or int64."""
+    if not isinstance(target, Tensor):
+        raise TypeError(f"target: expected a tensor, got {type(target).__name__}")
+    if target.dtype not in _checks.INTEGERS:
+        raise TypeError(f"target: expected an integer dtype, got {str(target.dtype).removeprefix('torch.')}")
+    _checks.same_device("target", target, "logits", logits)
+    if target.shape != logits.shape[:-1]:
+        raise ValueError(
+            f"target: expected the shape of logits without its last dimension, {tuple(logits.shape[:-1])}, "
+            f"got {tuple(target.shape)}"
+        )
+    target = target if target.dtype == torch.uint8 else target.long()
+    _checks.categories("target", target, logits.shape[-1])
+    return target
+
+
+class _CategoricalNll(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, target: Tensor) -> Tensor:
+        nll, log_sum_exp = _backend.select("categorical_nll", logits)(logits, target, True)
+        ctx.save_for_backward(logits, target, log_sum_exp)
+        return nll
+
+    @staticmethod
+    @_gate.differentiable_once
+    def backward(ctx: Any, grad_nll: Tensor) -> tuple[Tensor, None]:
+        logits, target, log_sum_exp = ctx.saved_tensors
+        return _backend.select("categorical_nll_backward", logits)(grad_nll, logits, target, log_sum_exp), None
+
+
 @_backend.register("normal_kl", cuda=False)
 def _(
     mean: Tensor,
@@ -198,3 +293,24 @@ def _(logits: Tensor, target: Tensor, elementwise: bool = False) -> Tensor:
 @_backend.register("bernoulli_nll_backward")
 def _(grad_nll: Tensor, logits: Tensor, target: Tensor, wanted: int) -> tuple[Tensor, ...]:
     return _terms.new_gradients(wanted, logits, target)
+
+
+@_backend.register("categorical_kl", cuda=False)
+def _(logits: Tensor, prior_logits: Tensor) -> Tensor:
+    return _terms.new_result(False, logits, prior_logits)
+
+
+@_backend.register("categorical_kl_backward", cuda=False)
+def _(grad_kl: Tensor, logits: Tensor, prior_logits: Tensor, wanted: int) -> tuple[Tensor, ...]:
+    return _terms.new_gradients(wanted, logits, prior_logits)
+
+
+@_backend.register("categorical_nll", cuda=False)
+def _(logits: Tensor, target: Tensor, needs_grad: bool) -> tuple[Tensor, Tensor]:
+    nll = _terms.new_result(False, logits)
+    return nll, nll.new_empty(target.shape if needs_grad else (0,))
+
+
+@_backend.register("categorical_nll_backward", cuda=False)
+def _(grad_nll: Tensor, logits: Tensor, target: Tensor, log_sum_exp: Tensor) -> Tensor:
+    return logits.new_empty(logits.shape)

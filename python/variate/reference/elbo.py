@@ -51,3 +51,15 @@ def bernoulli_nll(logits: Tensor, target: Tensor) -> Tensor:
     dtype = torch.promote_types(logits.dtype, target.dtype) if target.is_floating_point() else logits.dtype
     nll = F.binary_cross_entropy_with_logits(logits.to(dtype), target.to(dtype), reduction="none")
     return sum_rows(nll)
+
+
+def categorical_kl(logits: Tensor, prior_logits: Tensor) -> Tensor:
+    log_p, log_r = F.log_softmax(logits, -1), F.log_softmax(prior_logits, -1)
+    p = log_p.exp()
+    return sum_rows(torch.where(p == 0, 0, p * (log_p - log_r)))
+
+
+def categorical_nll(logits: Tensor, target: Tensor) -> Tensor:
+    # The last dimension stays, so that [B, K] are B samples.
+    nll = torch.logsumexp(logits, -1, keepdim=True) - logits.gather(-1, target.long().unsqueeze(-1))
+    return sum_rows(nll)
