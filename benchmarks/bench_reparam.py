@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -134,7 +135,60 @@ def with_kl(
     )
 
 
+SAMPLES = 50
+
+
+def eager_noise(base: str, loc: Tensor) -> Tensor:
+    """SAMPLES draws as people write them."""
+    size = (SAMPLES, *loc.shape)
+    if base == "normal":
+        return torch.randn(size, device=loc.device)
+    if base == "gumbel":
+        return -torch.log(torch.empty(size, device=loc.device).exponential_())
+    if base == "logistic":
+        return torch.logit(torch.rand(size, device=loc.device), 1e-7)
+    u = torch.rand(size, device=loc.device) - 0.5
+    return -u.sign() * torch.log1p(-2 * u.abs().clamp(max=0.5 - 1e-7))
+
+
+def many_samples(base: str, *shape: int) -> Case:
+    """`samples=SAMPLES` of one family, and its gradient."""
+    function = functools.partial(getattr(ours, f"{base}_rsample"), samples=SAMPLES)
+    twin = getattr(reference, f"{base}_rsample")
+
+    def named(loc: Tensor, log_scale: Tensor, **options: Any) -> Tensor:
+        return function(loc, log_scale=log_scale, **options)
+
+    def eager_samples(loc: Tensor, log_scale: Tensor) -> Tensor:
+        return loc + torch.exp(log_scale) * eager_noise(base, loc)
+
+    def twin_samples(loc: Tensor, log_scale: Tensor, **options: Any) -> Tensor:
+        return twin(loc, log_scale=log_scale, samples=SAMPLES, **options)
+
+    elements = shape[0] * shape[1]
+    moved = 4 * elements * (2 + SAMPLES)
+    return Case(
+        family="reparam",
+        op=f"{base}_rsample",
+        shape=(SAMPLES, *shape),
+        setup=gaussians(*shape),
+        competitors={"ours": named, "eager": eager_samples},
+        check=matches_twin(named, twin_samples),
+        modes=MODES,
+        leaves=(0, 1),
+        targets=(Target("eager", 1.0, "both"),),
+        variant=f"float32, K={SAMPLES}",
+        traffic={"forward": moved, "backward": moved + 4 * elements, "both": 2 * moved + 4 * elements},
+        words={
+            "forward": SAMPLES * elements,
+            "backward": SAMPLES * elements,
+            "both": 2 * SAMPLES * elements,
+        },
+    )
+
+
 CASES = [
+    *(many_samples(base, 128, 50) for base in ("normal", "logistic", "laplace", "gumbel")),
     with_kl(
         1024,
         128,

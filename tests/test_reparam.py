@@ -24,6 +24,7 @@ from checklist import (
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
+from torch._dynamo.testing import CompileCounterWithBackend
 
 from variate import functional, random, reference
 
@@ -132,6 +133,7 @@ def exact_kl(m: float, v: float, pm: float = 0.0, pv: float = 0.0) -> float:
 
 
 KEY = random.key(17)
+Z0 = torch.zeros(3, 4)
 
 
 # The divergence.
@@ -365,6 +367,186 @@ def test_monte_carlo_mean_variance_and_divergence() -> None:
     ratio = (D.Normal(m, sigma).log_prob(z) - D.Normal(0, 1).log_prob(z)).sum(1)
     assert abs(ratio.mean().item() - kl[0].item()) < sigmas * ratio.std().item() / n**0.5
     assert (kl == kl[0]).all()
+
+
+# Samples, antithetic pairs, bases.
+
+
+def rsample(base: str, *args: Tensor, **options) -> Tensor:
+    return getattr(functional, f"{base}_rsample")(*args, **options)
+
+
+@pytest.mark.parametrize("base", BASES)
+@pytest.mark.parametrize("shape", [(7,), (5, 19), (3, 2, 700)])
+def test_samples_are_calls_with_folded_keys(base: str, shape: tuple[int, ...]) -> None:
+    """Draw 0 takes the key itself, draw k fold_in(key, k); of a larger K they are the first."""
+    loc, log_scale = draw(*shape)
+    keys = [KEY, *(random.fold_in(KEY, k) for k in range(1, 5))]
+    whole = rsample(base, loc, log_scale=log_scale, samples=5, key=KEY, first_sample=3)
+    each = [rsample(base, loc, log_scale=log_scale, key=k, first_sample=3) for k in keys]
+    assert_same_bits((whole,), (torch.stack(each),))
+    for samples in (1, 3):
+        few = rsample(base, loc, log_scale=log_scale, samples=samples, key=KEY, first_sample=3)
+        assert_same_bits((few,), (whole[:samples],))
+    own = random.split(KEY, shape[0]) if len(shape) > 1 else KEY
+    whole = rsample(base, loc, log_scale=log_scale, samples=3, key=own)
+    each = [rsample(base, loc, log_scale=log_scale, key=random.fold_in(own, k) if k else own) for k in range(3)]
+    assert_same_bits((whole,), (torch.stack(each),))
+
+
+def test_the_three_spreads_are_one() -> None:
+    loc, log_scale = draw(5, 19, dtype=torch.float64)
+    scale = log_scale.exp()
+    expected = functional.normal_rsample(loc, scale=scale, samples=3, key=KEY)
+    for spread in ({"log_var": 2 * log_scale}, {"log_scale": log_scale}):
+        actual = functional.normal_rsample(loc, **spread, samples=3, key=KEY)
+        torch.testing.assert_close(actual, expected, rtol=1e-14, atol=1e-14)
+    assert_same_bits(
+        (functional.normal_rsample(loc, 2 * log_scale, samples=1, key=KEY)[0],),
+        (functional.normal_rsample(loc, 2 * log_scale, key=KEY),),
+    )
+    mirrored = functional.normal_rsample(loc, scale=-scale, key=KEY)  # as it is, also where it is no scale
+    torch.testing.assert_close(mirrored, 2 * loc - expected[0], rtol=1e-13, atol=1e-13)
+
+
+@pytest.mark.parametrize("base", BASES)
+def test_antithetic_pairs(base: str) -> None:
+    """The second of a pair is made of 1 - u: -eps where the distribution is symmetric."""
+    loc, scale = draw(40, 30)[0], draw(40, 30, seed=1)[0].abs()
+    z = rsample(base, loc, scale=scale, samples=5, antithetic=True, key=KEY)
+    plain = rsample(base, loc, scale=scale, samples=3, key=KEY)
+    assert_same_bits((z[::2],), (plain,))
+    if base != "gumbel":
+        # Two roundings of a sum of this size.
+        bound = 2.0**-23 * (loc.abs() + (z[0] - loc).abs())
+        assert ((z[0] + z[1] - 2 * loc).abs() <= bound).all()
+    else:
+        noise = rsample(base, torch.zeros(40, 30), scale=torch.ones(40, 30), samples=2, antithetic=True, key=KEY)
+        u = torch.exp(-torch.exp(-noise.double()))
+        torch.testing.assert_close(u[0] + u[1], torch.ones_like(u[0]), rtol=0, atol=1e-6)
+    alone = rsample(base, loc, scale=scale, antithetic=True, key=KEY)
+    assert_same_bits((alone,), (plain[0],))
+
+
+CDFS = {
+    "normal": lambda x: 0.5 * torch.erfc(-x / math.sqrt(2)),
+    "logistic": torch.sigmoid,
+    "laplace": lambda x: torch.where(x < 0, 0.5 * torch.exp(-x.abs()), 1 - 0.5 * torch.exp(-x.abs())),
+    "gumbel": lambda x: torch.exp(-torch.exp(-x)),
+}
+MOMENTS = {  # mean, variance, fourth central moment
+    "normal": (0.0, 1.0, 3.0),
+    "logistic": (0.0, math.pi**2 / 3, 7 * math.pi**4 / 15),
+    "laplace": (0.0, 2.0, 24.0),
+    "gumbel": (0.5772156649015329, math.pi**2 / 6, 3 * math.pi**4 / 20),
+}
+
+
+@pytest.mark.parametrize("antithetic", [False, True])
+@pytest.mark.parametrize("base", BASES)
+def test_distributions(base: str, antithetic: bool) -> None:
+    """Kolmogorov and Smirnov's bound, mean and variance of 2 x 10^5 draws: false-alarm rates of 1e-6 each.
+
+    Of antithetic pairs each half is tested by itself.
+    """
+    n = 200_000
+    zero, one = torch.zeros(n // 10, 10), torch.ones(n // 10, 10)
+    draws = rsample(base, zero, scale=one, samples=2, antithetic=antithetic, key=KEY).double().flatten(1)
+    mean, variance, fourth = MOMENTS[base]
+    rank = torch.arange(n, dtype=torch.float64)
+    for x in draws:
+        cdf = CDFS[base](x.sort().values)
+        distance = torch.maximum(cdf - rank / n, (rank + 1) / n - cdf).max().item()
+        assert distance < math.sqrt(-math.log(1e-6 / 2) / (2 * n))
+        assert abs(x.mean().item() - mean) < 4.9 * math.sqrt(variance / n)
+        spread = (x - mean).square().mean().item()
+        assert abs(spread - variance) < 4.9 * math.sqrt((fourth - variance**2) / n)
+
+
+def test_antithetic_pairs_are_correlated_and_draws_are_not() -> None:
+    """corr(eps_0, eps_1) is -1 in a pair, exactly, and 0 across pairs, at 4.9 sigma."""
+    zero, one = torch.zeros(1000, 100), torch.ones(1000, 100)
+    z = functional.normal_rsample(zero, scale=one, samples=4, antithetic=True, key=KEY).double().flatten(1)
+    correlation = z @ z.T / z.shape[1]
+    assert correlation[0, 1] == -correlation[0, 0] and correlation[2, 3] == -correlation[2, 2]
+    assert correlation[0, 2].abs() < 4.9 / z.shape[1] ** 0.5
+
+
+def test_broadcasting() -> None:
+    """A shared location or spread is read in place, and its gradient is the sum."""
+    wide = torch.Size((6, 4, 5))
+    for loc_shape, scale_shape in (((6, 4, 5), ()), ((6, 4, 5), (5,)), ((6, 1, 1), (4, 5)), ((1, 4, 5), (6, 4, 1))):
+        loc = draw(*loc_shape, dtype=torch.float64)[0].requires_grad_()
+        scale = draw(*scale_shape, seed=1, dtype=torch.float64)[0].requires_grad_()
+        results = []
+        for module in (functional, reference.reparam):
+            with kernel_noise():
+                z = module.laplace_rsample(loc, scale=scale, samples=3, key=KEY)
+            assert z.shape == (3, *wide)
+            results.append((z.detach(), *torch.autograd.grad(z, (loc, scale), upstream(z))))
+        torch.testing.assert_close(*results, rtol=1e-13, atol=1e-13)
+
+
+def test_threads_of_many_samples(threads: None) -> None:
+    loc, scale = (t.requires_grad_() for t in draw(40, 50))
+    results = []
+    for count in (1, 3):
+        torch.set_num_threads(count)
+        z = functional.gumbel_rsample(loc, scale=scale, samples=50, key=KEY)
+        results.append((z.detach(), *torch.autograd.grad(z, (loc, scale), upstream(z))))
+    assert_same_bits(*results)
+
+
+@pytest.mark.parametrize("antithetic", [False, True])
+def test_samples_with_the_divergence(antithetic: bool) -> None:
+    mean, log_var, prior_mean, prior_log_var = (t.requires_grad_() for seed in (0, 1) for t in draw(5, 7, seed=seed))
+    priors = prior_mean, prior_log_var
+    z, kl = functional.normal_rsample_kl(
+        mean, log_var, *priors, free_bits=0.2, samples=3, antithetic=antithetic, key=KEY
+    )
+    _, alone = functional.normal_rsample_kl(mean, log_var, *priors, free_bits=0.2, key=KEY)
+    assert_same_bits((kl,), (alone,))
+    assert_same_bits((z,), (functional.normal_rsample(mean, log_var, samples=3, antithetic=antithetic, key=KEY),))
+    gradients = torch.autograd.grad((z, kl), (mean, log_var, *priors), (upstream(z), upstream(kl)))
+    with kernel_noise():
+        outputs = reference.reparam.normal_rsample_kl(
+            mean, log_var, *priors, free_bits=0.2, samples=3, antithetic=antithetic, key=KEY
+        )
+    expected = torch.autograd.grad(outputs, (mean, log_var, *priors), (upstream(z), upstream(kl)))
+    torch.testing.assert_close(gradients, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("counts", [range(1, 13), [None, *range(1, 12)]])
+def test_recompilations_for_samples(counts, fresh_dynamo: None) -> None:
+    counter = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(functional.logistic_rsample, fullgraph=True, backend=counter)
+    loc, scale = draw(4, 6)
+    for samples in counts:
+        options = {"scale": scale, "samples": samples, "key": KEY}
+        assert_same_bits((compiled(loc, **options),), (functional.logistic_rsample(loc, **options),))
+    assert counter.frame_count <= 3  # none, one, many
+
+
+@pytest.mark.parametrize(
+    ("function", "args", "options", "error", "names"),
+    [
+        ("normal", (Z0, Z0), {"scale": Z0}, TypeError, "log_var, log_scale, scale: .*got log_var and scale"),
+        ("normal", (Z0,), {}, TypeError, "log_var, log_scale, scale: expected exactly one of them, got none"),
+        ("laplace", (Z0,), {}, TypeError, "log_scale, scale: expected exactly one of them, got none"),
+        ("logistic", (Z0, 1.0), {}, TypeError, "log_scale: expected a tensor, got float"),
+        ("gumbel", (Z0.long(),), {"scale": Z0}, TypeError, "loc: expected float32.*got int64"),
+        ("gumbel", (Z0,), {"scale": torch.ones(2)}, ValueError, "scale: expected a shape that broadcasts with .* loc"),
+        ("normal", (Z0, torch.ones(2)), {}, ValueError, "log_var: expected a shape that broadcasts with that of mean"),
+        ("normal", (Z0, Z0), {"samples": 0}, ValueError, "samples: expected at least 1, got 0"),
+        ("laplace", (Z0, Z0), {"samples": -3}, ValueError, "samples: expected at least 1, got -3"),
+        ("laplace", (Z0, Z0), {"samples": 2.0}, TypeError, "samples: expected an int, got float"),
+        ("normal", (Z0, Z0), {"samples": True}, TypeError, "samples: expected an int, got bool"),
+        ("laplace", (Z0, Z0), {"key": torch.zeros(4, 2).long()}, ValueError, "key: expected shape"),
+    ],
+)
+def test_errors_of_location_scale(function: str, args, options, error: type[Exception], names: str) -> None:
+    with pytest.raises(error, match=names):
+        rsample(function, *args, **options)
 
 
 # What is saved, any layout, errors.
