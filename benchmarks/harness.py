@@ -71,6 +71,7 @@ class Case:
     threaded: bool = False
     sweep: bool = False
     devices: tuple[str, ...] = ("cpu", "cuda")
+    quick: bool = True
 
     @property
     def label(self) -> str:
@@ -92,6 +93,8 @@ class Job:
     def applies(self, settings: Settings) -> bool:
         """Whether this row is measured on this device with these threads."""
         if self.threaded and (settings.threads < 2 or settings.device.type != "cpu"):
+            return False
+        if settings.quick and not self.case.quick:
             return False
         return settings.device.type in self.case.devices
 

@@ -101,13 +101,18 @@ void check_categories(Checks& checks, const Args& a) {
 
 extern "C" {
 
-VARIATE_API uint64_t variate_normal_kl_workspace(const variate_normal_kl_args* args) { return sums_workspace(args); }
+VARIATE_API uint64_t variate_normal_kl_workspace(const variate_normal_kl_args* args) {
+#if defined(VARIATE_WITH_CUDA)
+  if (args && args->execution.device == VARIATE_CUDA) return cuda::normal_kl_workspace(*args);
+#endif
+  return sums_workspace(args);
+}
 
 VARIATE_API variate_status variate_normal_kl(const variate_normal_kl_args* args) {
   const auto check = [](Checks& checks, const variate_normal_kl_args& a) {
     check_terms(checks, a, variate_normal_kl_workspace, a.kl, "kl", check_normals);
   };
-  return run(__func__, args, check, no_results, &cpu::Kernels::normal_kl, nullptr);
+  return run(__func__, args, check, no_results, &cpu::Kernels::normal_kl, VARIATE_CUDA_KERNEL(normal_kl));
 }
 
 VARIATE_API variate_status variate_normal_kl_backward(const variate_normal_kl_backward_args* args) {
@@ -124,7 +129,8 @@ VARIATE_API variate_status variate_normal_kl_backward(const variate_normal_kl_ba
   const auto check = [](Checks& checks, const variate_normal_kl_backward_args& a) {
     check_gradients<variate_normal_kl_backward_args>(checks, a, tensors);
   };
-  return run(__func__, args, check, no_elements, &cpu::Kernels::normal_kl_backward, nullptr);
+  return run(__func__, args, check, no_elements, &cpu::Kernels::normal_kl_backward,
+             VARIATE_CUDA_KERNEL(normal_kl_backward));
 }
 
 VARIATE_API uint64_t variate_bernoulli_kl_workspace(const variate_bernoulli_kl_args* args) {

@@ -145,7 +145,7 @@ struct Strided {
 
   variate_tensor tensor;
 
-  explicit Strided(const variate_tensor& tensor) : tensor(tensor) {}
+  __host__ __device__ explicit Strided(const variate_tensor& tensor) : tensor(tensor) {}
 
   static bool fits(const variate_tensor&, int64_t) { return true; }
 
@@ -229,6 +229,30 @@ __device__ __forceinline__ void store_row(const variate_tensor& tensor, int64_t 
     static_cast<float*>(tensor.data)[row * tensor.row_stride] = static_cast<float>(value);
   }
 }
+
+// The threshold of a call: a number on the device, or a plain one.
+struct FreeBits {
+  variate_tensor tensor;
+  double value;
+
+  template <class M>
+  __device__ __forceinline__ M load() const {
+    return tensor.data ? load_row<M>(tensor, 0) : static_cast<M>(value);
+  }
+};
+
+// The gradient of a result: one number per row, or one per element.
+struct ResultGradient {
+  variate_tensor tensor;
+  bool elementwise;
+
+  template <class M>
+  __device__ __forceinline__ Quad<M> load(int64_t row, int64_t quad, int count) const {
+    if (elementwise) return Strided<M>(tensor).fetch(row, quad, count);
+    const M value = load_row<M>(tensor, row);
+    return {{value, value, value, value}};
+  }
+};
 
 // Whether `Accessor` suits every tensor of a call.
 template <class Accessor, class... Tensors>

@@ -20,6 +20,10 @@ variate_status normal_rsample_kl(const variate_normal_rsample_kl_args&);
 uint64_t normal_rsample_kl_workspace(const variate_normal_rsample_kl_args&);
 variate_status normal_rsample_kl_backward(const variate_normal_rsample_kl_backward_args&);
 
+variate_status normal_kl(const variate_normal_kl_args&);
+uint64_t normal_kl_workspace(const variate_normal_kl_args&);
+variate_status normal_kl_backward(const variate_normal_kl_backward_args&);
+
 variate_status bernoulli_nll(const variate_bernoulli_nll_args&);
 uint64_t bernoulli_nll_workspace(const variate_bernoulli_nll_args&);
 variate_status bernoulli_nll_backward(const variate_bernoulli_nll_backward_args&);

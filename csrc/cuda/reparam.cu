@@ -27,17 +27,6 @@ struct Inputs {
   Tensor prior_log_var;
 };
 
-// The threshold of a call: a number on the device, or a plain one.
-struct FreeBits {
-  variate_tensor tensor;
-  double value;
-
-  template <class M>
-  __device__ __forceinline__ M load() const {
-    return tensor.data ? load_row<M>(tensor, 0) : static_cast<M>(value);
-  }
-};
-
 // One quad of every input, not yet waited for.
 template <class Tensor, bool has_prior>
 struct Fetched {

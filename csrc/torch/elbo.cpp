@@ -393,6 +393,8 @@ STABLE_TORCH_LIBRARY_IMPL(variate, CPU, library) {
 }
 #if defined(VARIATE_WITH_CUDA)
 STABLE_TORCH_LIBRARY_IMPL(variate, CUDA, library) {
+  library.impl("normal_kl", TORCH_BOX(&normal_kl));
+  library.impl("normal_kl_backward", TORCH_BOX(&normal_kl_backward));
   library.impl("bernoulli_nll", TORCH_BOX(&bernoulli_nll));
   library.impl("bernoulli_nll_backward", TORCH_BOX(&bernoulli_nll_backward));
 }

@@ -333,6 +333,100 @@ void test_relaxed() {
   CHECK_REFUSED(variate_bernoulli_straight_through, hard, "out");
 }
 
+void test_evidence_terms() {
+  const std::vector<float> input(64);
+  const std::vector<std::int64_t> integers(64);
+  auto kl = make<variate_normal_kl_args>(4, 16);
+  kl.mean = view(input, 16);
+  kl.kl = view(out, 1);
+  CHECK_REFUSED(variate_normal_kl, kl, "spread");
+  kl.spread = view(integers, 16);
+  CHECK_REFUSED(variate_normal_kl, kl, "spread");
+  kl.spread = view(input, 16);
+  kl.kl.dtype = VARIATE_BFLOAT16;  // a term may have it, a sum not
+  CHECK_REFUSED(variate_normal_kl, kl, "kl");
+  kl.kl.dtype = VARIATE_FLOAT32;
+  for (int parametrization : {-1, 3}) {
+    std::memcpy(&kl.parametrization, &parametrization, sizeof parametrization);
+    CHECK_REFUSED(variate_normal_kl, kl, "parametrization");
+  }
+  kl.parametrization = VARIATE_LOG_VAR;
+  kl.prior_spread = view(integers, 16);
+  CHECK_REFUSED(variate_normal_kl, kl, "prior_spread");
+
+  auto gradient = make<variate_normal_kl_backward_args>(4, 16);
+  gradient.grad_kl = gradient.mean = gradient.spread = view(input, 16);
+  gradient.grad_prior_spread = view(out, 16);
+  CHECK_REFUSED(variate_normal_kl_backward, gradient, "need a prior");
+
+  auto nll = make<variate_normal_nll_args>(4, 16);
+  nll.mean = nll.spread = view(input, 16);
+  nll.nll = view(out, 1);
+  CHECK_REFUSED(variate_normal_nll, nll, "target");
+  auto nll_gradient = make<variate_normal_nll_backward_args>(4, 16);
+  nll_gradient.mean = nll_gradient.spread = nll_gradient.target = view(input, 16);
+  nll_gradient.grad_mean = view(out, 16);
+  CHECK_REFUSED(variate_normal_nll_backward, nll_gradient, "grad_nll");
+
+  auto bernoulli = make<variate_bernoulli_kl_args>(4, 16);
+  bernoulli.logits = view(input, 16);
+  bernoulli.kl = view(out, 1);
+  CHECK_REFUSED(variate_bernoulli_kl, bernoulli, "prior_logits");
+  auto bernoulli_gradient = make<variate_bernoulli_kl_backward_args>(4, 16);
+  bernoulli_gradient.logits = bernoulli_gradient.prior_logits = bernoulli_gradient.grad_kl = view(input, 16);
+  bernoulli_gradient.grad_logits = view(integers, 16);
+  CHECK_REFUSED(variate_bernoulli_kl_backward, bernoulli_gradient, "grad_logits");
+}
+
+void test_categories() {
+  const std::vector<float> input(64);
+  const std::vector<std::int64_t> integers(64);
+  auto nll = make<variate_categorical_nll_args>(4, 0);
+  nll.groups = 2;
+  nll.logits = view(input, 16);
+  nll.target = view(integers, 2);
+  nll.nll = view(out, 1);
+  CHECK_REFUSED(variate_categorical_nll, nll, "categories must be at least 1");
+  nll.categories = 8;
+  nll.target = view(input, 2);
+  CHECK_REFUSED(variate_categorical_nll, nll, "target");
+  nll.target = view(integers, 2);
+  nll.groups = -1;
+  CHECK_REFUSED(variate_categorical_nll, nll, "groups");
+
+  auto gradient = make<variate_categorical_nll_backward_args>(4, 0);
+  gradient.groups = 2;
+  gradient.categories = 8;
+  gradient.logits = gradient.grad_nll = view(input, 16);
+  gradient.target = view(integers, 2);
+  gradient.grad_logits = view(out, 16);
+  CHECK_REFUSED(variate_categorical_nll_backward, gradient, "log_sum_exp");
+
+  auto kl = make<variate_categorical_kl_args>(4, 0);
+  kl.groups = 2;
+  kl.categories = 8;
+  kl.logits = view(input, 16);
+  kl.kl = view(out, 1);
+  CHECK_REFUSED(variate_categorical_kl, kl, "prior_logits");
+  auto kl_gradient = make<variate_categorical_kl_backward_args>(4, 0);
+  kl_gradient.groups = 2;
+  kl_gradient.categories = 8;
+  kl_gradient.logits = kl_gradient.prior_logits = view(input, 16);
+  CHECK_REFUSED(variate_categorical_kl_backward, kl_gradient, "grad_kl");
+
+  // Rows without groups have a sum: 0. A target that is no category is NaN, and nothing beyond the row is read.
+  std::vector<float> sums(4, -1.0f);
+  nll.groups = 0;
+  nll.nll = view(sums, 1);
+  CHECK_OK(variate_categorical_nll(&nll));
+  for (float x : sums) CHECK(x == 0.0f);
+  const std::vector<std::int64_t> far = {0, 0, int64_max, 0, int64_min, 0, 0, -1};
+  nll.groups = 2;
+  nll.target = view(far, 2);
+  CHECK_OK(variate_categorical_nll(&nll));
+  for (int r = 0; r < 4; ++r) CHECK((sums[r] != sums[r]) == (r > 0));
+}
+
 // Rows of more than one tile are summed in parts, for which the caller lends memory.
 void test_workspace() {
   const std::vector<float> input(2 * 3000);
@@ -517,6 +611,8 @@ int main() {
   test_draws();
   test_other_noise_calls();
   test_reductions();
+  test_evidence_terms();
+  test_categories();
   test_bound();
   test_linear();
   test_samples();

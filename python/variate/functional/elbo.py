@@ -236,7 +236,7 @@ class _CategoricalNll(torch.autograd.Function):
         return _backend.select("categorical_nll_backward", logits)(grad_nll, logits, target, log_sum_exp), None
 
 
-@_backend.register("normal_kl", cuda=False)
+@_backend.register("normal_kl")
 def _(
     mean: Tensor,
     spread: Tensor,
@@ -249,7 +249,7 @@ def _(
     return _terms.new_result(elementwise, mean, spread, prior_mean, prior_spread)
 
 
-@_backend.register("normal_kl_backward", cuda=False)
+@_backend.register("normal_kl_backward")
 def _(
     grad_kl: Tensor,
     mean: Tensor,
