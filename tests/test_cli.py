@@ -97,7 +97,6 @@ def test_resumed_run_equals_a_straight_one(tmp_path, capsys):
         "hvae",
         "hvae --likelihood discretized_logistic",
         "vae --likelihood normal --free-bits 0.1",
-        "vae --likelihood categorical",
         "vae --likelihood discretized_logistic_mixture",
         "vae --samples 3",
         "vae --samples 3 --estimator dreg",
