@@ -26,6 +26,11 @@ def register(name: str, *, cuda: bool = True) -> Callable[[Callable[..., Any]], 
     op has a CUDA C++ kernel; one that has none is Triton's on a GPU."""
 
     def decorate(fake: Callable[..., Any]) -> Callable[..., Any]:
+        if not hasattr(torch.ops.variate, name):
+            raise ImportError(
+                f"variate's binaries lack the op {name!r}: they are older than its Python code. Uninstall variate and "
+                "build it again."
+            )
         torch.library.register_fake(f"variate::{name}", fake)
         fakes[name] = fake
         _cpu_ops[name] = getattr(torch.ops.variate, name).default

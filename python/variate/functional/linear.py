@@ -91,9 +91,9 @@ def nll(
         return op(hidden, weight, bias, target, False, False, False)[0]
     if target.requires_grad:
         raise ValueError("target: expected a tensor that requires no gradient; bernoulli_nll(F.linear(...)) gives one")
-    if weighted:
+    if weighted and _backend.select(f"{name}_residual", hidden) is not None:
         return _gate.apply(_WeightedLinearNll, name, hidden, weight, bias, target)
-    unit = [x is not None and x.requires_grad for x in (hidden, weight, bias)]
+    unit = [not weighted and x is not None and x.requires_grad for x in (hidden, weight, bias)]
     return _gate.apply(_LinearNll, name, hidden, weight, bias, target, *unit)
 
 
