@@ -91,12 +91,13 @@ uint64_t row_sum_workspace(int64_t rows, int64_t cols) {
 }
 
 uint64_t mixture_workspace(const variate_discretized_logistic_mixture_nll_args& a) {
-  return ImageWorkspace::size(Blocks(a.batch, a.pixels), mixture_rows(a.channels, a.mixtures), a.execution.threads);
+  return ImageWorkspace::size(Blocks(a.batch, a.pixels), mixture_rows(a.channels, a.mixtures),
+                              is_wide(a.params, a.target), a.execution.threads);
 }
 
 uint64_t mixture_backward_workspace(const variate_discretized_logistic_mixture_nll_backward_args& a) {
   return ImageWorkspace::size(Blocks(a.batch, a.pixels), mixture_backward_rows(a.channels, a.mixtures),
-                              a.execution.threads);
+                              is_wide(a.params, a.target), a.execution.threads);
 }
 
 uint64_t column_sum_workspace(int64_t rows, int64_t cols) {

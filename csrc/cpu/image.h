@@ -12,7 +12,8 @@
 
 namespace variate::cpu {
 
-inline constexpr int64_t block_pixels = 64;
+// A row of a block is worth a stream of its own from memory, and the rows of a mixture stay in the second-level cache.
+inline constexpr int64_t block_pixels = 256;
 
 // Pixels [pixel, pixel + pixels) of one image; loops cover `count`, a whole number of lanes.
 struct Block {
@@ -38,27 +39,34 @@ struct Blocks {
   }
 };
 
-// What a call's workspace holds: `rows` rows of a block in float64 for each thread, and a sum for each block.
+// What a call's workspace holds: `rows` rows of a block for each thread, of floats or doubles, and a sum for each
+// block.
 struct ImageWorkspace {
   static constexpr int64_t alignment = 64;
   int64_t bytes;  // of a thread
   char* start;
   double* partial_sums;
 
-  static int64_t thread_bytes(int64_t rows) { return rows * block_pixels * static_cast<int64_t>(sizeof(double)); }
-
-  static uint64_t size(const Blocks& blocks, int64_t rows, int threads) {
-    return alignment + blocks.count() * sizeof(double) + (threads > 1 ? threads : 1) * thread_bytes(rows);
+  static int64_t thread_bytes(int64_t rows, bool wide) {
+    return rows * block_pixels * static_cast<int64_t>(wide ? sizeof(double) : sizeof(float));
   }
 
-  ImageWorkspace(void* workspace, const Blocks& blocks, int64_t rows)
-      : bytes(thread_bytes(rows)), partial_sums(static_cast<double*>(workspace)) {
+  static uint64_t size(const Blocks& blocks, int64_t rows, bool wide, int threads) {
+    return alignment + blocks.count() * sizeof(double) + (threads > 1 ? threads : 1) * thread_bytes(rows, wide);
+  }
+
+  ImageWorkspace(void* workspace, const Blocks& blocks, int64_t rows, bool wide)
+      : bytes(thread_bytes(rows, wide)), partial_sums(static_cast<double*>(workspace)) {
     const uintptr_t end = reinterpret_cast<uintptr_t>(partial_sums + blocks.count());
     start = reinterpret_cast<char*>((end + alignment - 1) & ~uintptr_t{alignment - 1});
   }
 
   void* rows(int thread) const { return start + thread * bytes; }
 };
+
+static inline bool is_wide(const variate_image& params, const variate_image& target) {
+  return params.dtype == VARIATE_FLOAT64 || target.dtype == VARIATE_FLOAT64;
+}
 
 #ifdef VARIATE_ISA
 namespace VARIATE_ISA {

@@ -357,7 +357,8 @@ template <bool compat, class T>
 void mixture_nll(const MixtureArgs& a) {
   const Blocks blocks(a.batch, a.pixels);
   const Target<T> target(a.target.dtype, a.bits);
-  const ImageWorkspace workspace(a.execution.workspace, blocks, mixture_rows(a.channels, a.mixtures));
+  const ImageWorkspace workspace(a.execution.workspace, blocks, mixture_rows(a.channels, a.mixtures),
+                                 sizeof(T) == sizeof(double));
   for_blocks(blocks, a.execution.threads, [&](const Block& block, int thread) {
     Row<T> nll;
     mixture_block<compat>(a, target, block, Scratch<T>(workspace.rows(thread)), nll.data);
@@ -374,7 +375,8 @@ template <bool compat, class T>
 void mixture_nll_backward(const MixtureBackwardArgs& a) {
   const Blocks blocks(a.batch, a.pixels);
   const Target<T> target(a.target.dtype, a.bits);
-  const ImageWorkspace workspace(a.execution.workspace, blocks, mixture_backward_rows(a.channels, a.mixtures));
+  const ImageWorkspace workspace(a.execution.workspace, blocks, mixture_backward_rows(a.channels, a.mixtures),
+                                 sizeof(T) == sizeof(double));
   for_blocks(blocks, a.execution.threads, [&](const Block& block, int thread) {
     mixture_backward_block<compat>(a, target, block, Scratch<T>(workspace.rows(thread)));
   });
@@ -464,10 +466,6 @@ bool is_double(const variate_tensor& mean, const variate_tensor& log_scale, cons
   return mean.dtype == VARIATE_FLOAT64 || log_scale.dtype == VARIATE_FLOAT64 || target.dtype == VARIATE_FLOAT64;
 }
 
-bool is_double(const variate_image& params, const variate_image& target) {
-  return params.dtype == VARIATE_FLOAT64 || target.dtype == VARIATE_FLOAT64;
-}
-
 }  // namespace
 
 void discretized_logistic_nll(const variate_discretized_logistic_nll_args& a) {
@@ -483,13 +481,13 @@ void discretized_logistic_nll_backward(const variate_discretized_logistic_nll_ba
 }
 
 void discretized_logistic_mixture_nll(const MixtureArgs& a) {
-  const bool wide = is_double(a.params, a.target);
+  const bool wide = is_wide(a.params, a.target);
   if (a.edges == VARIATE_COMPAT_EDGES) return wide ? mixture_nll<true, double>(a) : mixture_nll<true, float>(a);
   wide ? mixture_nll<false, double>(a) : mixture_nll<false, float>(a);
 }
 
 void discretized_logistic_mixture_nll_backward(const MixtureBackwardArgs& a) {
-  const bool wide = is_double(a.params, a.target);
+  const bool wide = is_wide(a.params, a.target);
   if (a.edges == VARIATE_COMPAT_EDGES) {
     return wide ? mixture_nll_backward<true, double>(a) : mixture_nll_backward<true, float>(a);
   }
