@@ -34,7 +34,7 @@ def floating(name: str, value: object) -> None:
     if not isinstance(value, Tensor):
         raise TypeError(f"{name}: expected a tensor, got {type(value).__name__}")
     if value.dtype not in FLOATING:
-        raise TypeError(f"{name}: expected float32, float64, bfloat16 or float16, got {_dtype(value.dtype)}")
+        raise TypeError(f"{name}: expected float32, float64, bfloat16 or float16, got {dtype_name(value.dtype)}")
 
 
 def alike(name: str, value: Tensor, like_name: str, like: Tensor, dtypes: frozenset[torch.dtype] = FLOATING) -> None:
@@ -57,7 +57,7 @@ def alike(name: str, value: Tensor, like_name: str, like: Tensor, dtypes: frozen
 
 def floating_dtype(dtype: torch.dtype) -> None:
     if dtype not in FLOATING:
-        raise TypeError(f"dtype: expected float32, float64, bfloat16 or float16, got {_dtype(dtype)}")
+        raise TypeError(f"dtype: expected float32, float64, bfloat16 or float16, got {dtype_name(dtype)}")
 
 
 def same_device(name: str, value: Tensor, like_name: str, like: Tensor) -> None:
@@ -142,7 +142,7 @@ def _scalar_tensor(name: str, value: Tensor, like: Tensor) -> Tensor:
     if value.numel() != 1 or value.dtype not in (torch.float32, torch.float64):
         raise ValueError(
             f"{name}: expected a number or a 0-d float32 or float64 tensor, "
-            f"got shape {tuple(value.shape)}, {_dtype(value.dtype)}"
+            f"got shape {tuple(value.shape)}, {dtype_name(value.dtype)}"
         )
     if value.device.type != "cpu":
         same_device(name, value, "the inputs", like)
@@ -217,5 +217,5 @@ def first_sample(value: int, rows: int) -> None:
         raise ValueError(f"first_sample: expected 0 <= first_sample <= 2^32 - {rows}, got {value}")
 
 
-def _dtype(dtype: torch.dtype) -> str:
+def dtype_name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")

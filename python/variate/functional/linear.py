@@ -112,7 +112,7 @@ def _check(likelihood: str, hidden: Tensor, weight: Tensor, bias: Tensor | None,
     for name, value in (("weight", weight), *([] if bias is None else [("bias", bias)])):
         _checks.floating(name, value)
         if value.dtype != hidden.dtype:
-            expected, got = _checks._dtype(hidden.dtype), _checks._dtype(value.dtype)
+            expected, got = _checks.dtype_name(hidden.dtype), _checks.dtype_name(value.dtype)
             raise TypeError(f"{name}: expected the dtype of hidden, {expected}, got {got}")
         _checks.same_device(name, value, "hidden", hidden)
     if weight.dim() != 2 or weight.shape[1] != hidden.shape[-1]:
@@ -122,7 +122,7 @@ def _check(likelihood: str, hidden: Tensor, weight: Tensor, bias: Tensor | None,
         raise ValueError(f"bias: expected [{outputs}], got shape {tuple(bias.shape)}")
     dtypes, kinds = _TARGETS[likelihood]
     if not isinstance(target, Tensor) or target.dtype not in dtypes:
-        got = _checks._dtype(target.dtype) if isinstance(target, Tensor) else type(target).__name__
+        got = _checks.dtype_name(target.dtype) if isinstance(target, Tensor) else type(target).__name__
         raise TypeError(f"target: expected {kinds}, got {got}")
     _checks.same_device("target", target, "hidden", hidden)
     rows = hidden.shape[-2] if hidden.dim() > 1 else 1

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import functional, random
-from ..reference.logistic import _split as split_mixture
+from ..reference.logistic import split_mixture
 
 __all__ = [
     "LIKELIHOODS",

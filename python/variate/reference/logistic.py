@@ -28,7 +28,7 @@ def discretized_logistic_mixture_nll(
 ) -> Tensor:
     dtype = _dtype(params, target)
     x = _channels_first(_values(target, bits, dtype), layout).unsqueeze(2)
-    logits, mean, log_scale, coefficients = _split(_channels_first(params.to(dtype), layout), mixtures)
+    logits, mean, log_scale, coefficients = split_mixture(_channels_first(params.to(dtype), layout), mixtures)
     if coefficients is not None:
         red, green, blue = mean.unbind(1)
         k = coefficients.tanh()
@@ -51,7 +51,7 @@ def discretized_logistic_mixture_sample(
 ) -> Tensor:
     dtype = _dtype(params)
     top = 2**bits - 1
-    logits, mean, log_scale, coefficients = _split(_channels_first(params.detach().to(dtype), layout), mixtures)
+    logits, mean, log_scale, coefficients = split_mixture(_channels_first(params.detach().to(dtype), layout), mixtures)
     channels = mean.shape[1]
     # Noise comes pixel by pixel, in either layout.
     rows, height, width = logits.shape[0], *logits.shape[2:]
@@ -112,7 +112,7 @@ def _channels_first(image: Tensor, layout: str) -> Tensor:
     return image if layout == "nchw" else image.movedim(-1, 1)
 
 
-def _split(params: Tensor, mixtures: int) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+def split_mixture(params: Tensor, mixtures: int) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     """Logits [B, M, H, W]; means, log scales and, for three colours, coefficients [B, C, M, H, W]."""
     blocks = params.shape[1] // mixtures
     logits, rest = params[:, :mixtures], params[:, mixtures:]
