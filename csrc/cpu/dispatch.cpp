@@ -3,6 +3,8 @@
 #include <cstring>
 #include <string>
 
+#include <variate/math/logistic.hpp>
+
 #include "image.h"
 #include "kernels.h"
 #include "tile.h"
@@ -90,14 +92,29 @@ uint64_t row_sum_workspace(int64_t rows, int64_t cols) {
   return cols <= tile_elements ? 0 : sizeof(double) * rows * ((cols - 1) / tile_elements + 1);
 }
 
+// Rows for the channels of one image of parameters, where they are not used in place.
+template <class Args>
+static int64_t rows_of(const variate_image& image, const Args& a) {
+  const bool in_place = rows_in_place(image, a.pixels, is_wide(a.params, a.target));
+  return in_place ? 0 : math::count_of({a.channels, a.mixtures});
+}
+
+int64_t mixture_rows(const variate_discretized_logistic_mixture_nll_args& a) {
+  return rows_of(a.params, a) + a.mixtures;
+}
+
+int64_t mixture_backward_rows(const variate_discretized_logistic_mixture_nll_backward_args& a) {
+  return rows_of(a.params, a) + rows_of(a.grad_params, a) + 2 * a.mixtures;
+}
+
 uint64_t mixture_workspace(const variate_discretized_logistic_mixture_nll_args& a) {
-  return ImageWorkspace::size(Blocks(a.batch, a.pixels), mixture_rows(a.channels, a.mixtures),
-                              is_wide(a.params, a.target), a.execution.threads);
+  return ImageWorkspace::size(Blocks(a.batch, a.pixels), mixture_rows(a), is_wide(a.params, a.target),
+                              a.execution.threads);
 }
 
 uint64_t mixture_backward_workspace(const variate_discretized_logistic_mixture_nll_backward_args& a) {
-  return ImageWorkspace::size(Blocks(a.batch, a.pixels), mixture_backward_rows(a.channels, a.mixtures),
-                              is_wide(a.params, a.target), a.execution.threads);
+  return ImageWorkspace::size(Blocks(a.batch, a.pixels), mixture_backward_rows(a), is_wide(a.params, a.target),
+                              a.execution.threads);
 }
 
 uint64_t column_sum_workspace(int64_t rows, int64_t cols) {

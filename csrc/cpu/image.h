@@ -68,6 +68,12 @@ static inline bool is_wide(const variate_image& params, const variate_image& tar
   return params.dtype == VARIATE_FLOAT64 || target.dtype == VARIATE_FLOAT64;
 }
 
+// Whether every block of `image` is used in place, as rows of floats or doubles.
+static inline bool rows_in_place(const variate_image& image, int64_t pixels, bool wide) {
+  return image.dtype == (wide ? VARIATE_FLOAT64 : VARIATE_FLOAT32) && image.pixel_stride == 1 &&
+         pixels % lane_multiple == 0;
+}
+
 #ifdef VARIATE_ISA
 namespace VARIATE_ISA {
 
@@ -136,11 +142,6 @@ static inline void transpose(const T* __restrict from, int64_t from_stride, int6
   }
 }
 
-template <class T>
-static inline bool rows_in_place(const variate_image& image, const Block& block) {
-  return image.dtype == dtype_of<T> && image.pixel_stride == 1 && block.pixels == block.count;
-}
-
 static inline int64_t block_start(const variate_image& image, const Block& block) {
   return block.batch * image.batch_stride + block.pixel * image.pixel_stride;
 }
@@ -149,10 +150,10 @@ static inline int64_t block_start(const variate_image& image, const Block& block
 template <class T>
 class ImageRows {
  public:
-  // `buffer` holds `channels` rows of block_pixels.
+  // `buffer` holds `channels` rows of block_pixels; there is none for rows that are used in place.
   ImageRows(const variate_image& image, const Block& block, int64_t channels, T* buffer) {
     const int64_t start = block_start(image, block);
-    if (rows_in_place<T>(image, block)) {
+    if (!buffer) {
       data_ = static_cast<const T*>(image.data) + start;
       stride_ = image.channel_stride;
       return;
@@ -186,9 +187,9 @@ template <class T>
 class ImageTarget {
  public:
   ImageTarget(const variate_image& image, const Block& block, int64_t channels, T* buffer)
-      : image_(image), block_(block), channels_(channels), in_place_(rows_in_place<T>(image, block)) {
-    data_ = in_place_ ? static_cast<T*>(image.data) + block_start(image, block) : buffer;
-    stride_ = in_place_ ? image.channel_stride : block_pixels;
+      : image_(image), block_(block), channels_(channels), in_place_(!buffer) {
+    data_ = buffer ? buffer : static_cast<T*>(image.data) + block_start(image, block);
+    stride_ = buffer ? block_pixels : image.channel_stride;
   }
 
   T* operator[](int64_t channel) const { return data_ + channel * stride_; }

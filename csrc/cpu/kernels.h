@@ -59,10 +59,8 @@ uint64_t mixture_workspace(const variate_discretized_logistic_mixture_nll_args&)
 uint64_t mixture_backward_workspace(const variate_discretized_logistic_mixture_nll_backward_args&);
 
 // Rows of a block of pixels that a thread of either keeps.
-inline int64_t mixture_rows(int64_t channels, int64_t mixtures) { return (channels == 1 ? 4 : 11) * mixtures; }
-inline int64_t mixture_backward_rows(int64_t channels, int64_t mixtures) {
-  return (channels == 1 ? 6 + 2 + 9 : 20 + 2 + 9) * mixtures;
-}
+int64_t mixture_rows(const variate_discretized_logistic_mixture_nll_args&);
+int64_t mixture_backward_rows(const variate_discretized_logistic_mixture_nll_backward_args&);
 
 // Bytes of workspace of the sums over columns, of blocks of this many rows.
 inline constexpr int64_t column_sum_rows = 16;

@@ -10,7 +10,6 @@ namespace variate::cpu::VARIATE_ISA {
 namespace {
 
 constexpr int colours = 3;
-constexpr int64_t saved_rows = 3 * colours;  // per component, by the backward pass
 
 template <class T>
 struct Target {
@@ -102,6 +101,11 @@ class Scratch {
     return next_ - count;
   }
 
+  // The buffer that the channels of an image need, if any.
+  T* image_rows(const variate_image& image, int64_t pixels, int64_t channels) {
+    return rows_in_place(image, pixels, sizeof(T) == sizeof(double)) ? nullptr : rows(channels)->data;
+  }
+
  private:
   Row<T>* next_;
 };
@@ -175,7 +179,7 @@ struct Inputs {
   template <class Args>
   Inputs(const Args& a, const Target<T>& target, const Block& block, Scratch<T>& scratch)
       : at{a.channels, a.mixtures},
-        params(a.params, block, math::count_of(at), scratch.rows(math::count_of(at))->data) {
+        params(a.params, block, math::count_of(at), scratch.image_rows(a.params, a.pixels, math::count_of(at))) {
     const ImageRows<T> levels(a.target, block, a.channels, target_rows[0].data);
     for (int c = 0; c < a.channels; ++c) x[c] = target.middles(levels[c], x_rows[c].data, block.count);
   }
@@ -194,18 +198,18 @@ struct LogSum {
   }
 };
 
-// The means of component m's colours; `k` gets the coefficients.
+// The means of component m's colours; `k` says where the coefficients go.
 template <class T>
 struct Means {
   Row<T> moved[colours - 1];
   const T* of[colours];
 
-  Means(const Inputs<T>& in, int m, Row<T>* k, int64_t count) {
+  Means(const Inputs<T>& in, int m, T* const* k, int64_t count) {
     of[0] = in.params[math::mean_of(in.at, 0, m)];
     if (in.at.colours == 1) return;
-    for (int c = 0; c < colours; ++c) coefficients(in.params[math::coefficient_of(in.at, c, m)], k[c].data, count);
-    second_mean(in.params[math::mean_of(in.at, 1, m)], k[0].data, in.x[0], moved[0].data, count);
-    third_mean(in.params[math::mean_of(in.at, 2, m)], k[1].data, in.x[0], k[2].data, in.x[1], moved[1].data, count);
+    for (int c = 0; c < colours; ++c) coefficients(in.params[math::coefficient_of(in.at, c, m)], k[c], count);
+    second_mean(in.params[math::mean_of(in.at, 1, m)], k[0], in.x[0], moved[0].data, count);
+    third_mean(in.params[math::mean_of(in.at, 2, m)], k[1], in.x[0], k[2], in.x[1], moved[1].data, count);
     of[1] = moved[0].data;
     of[2] = moved[1].data;
   }
@@ -256,8 +260,9 @@ void mixture_block(const MixtureArgs& a, const Target<T>& target, const Block& b
   const Inputs<T> in(a, target, block, scratch);
   Row<T>* joint = scratch.rows(a.mixtures);
   LogSum<T> posterior, prior;
+  Row<T> k_rows[colours];
+  T* const k[colours] = {k_rows[0].data, k_rows[1].data, k_rows[2].data};
   for (int m = 0; m < a.mixtures; ++m) {
-    Row<T> k[colours];
     const Means<T> mean(in, m, k, count);
     Product<T> product;
     for (int c = 0; c < a.channels; ++c) {
@@ -278,15 +283,14 @@ void mixture_block(const MixtureArgs& a, const Target<T>& target, const Block& b
 }
 
 template <class T>
-void multiply_rows(const T* __restrict x, const T* __restrict y, T* __restrict out, int64_t count) {
-  for (int64_t i = 0; i < count; ++i) out[i] = x[i] * y[i];
+void scale_row(T* __restrict x, const T* __restrict factor, int64_t count) {
+  for (int64_t i = 0; i < count; ++i) x[i] *= factor[i];
 }
 
-// d / d raw of tanh(raw) x, which moves a mean.
+// k becomes d / d raw of k x, which moves a mean; k = tanh(raw).
 template <class T>
-void coefficient_gradient(const T* __restrict grad_mean, const T* __restrict x, const T* __restrict k,
-                          T* __restrict out, int64_t count) {
-  for (int64_t i = 0; i < count; ++i) out[i] = grad_mean[i] * x[i] * math::fma(-k[i], k[i], T(1));
+void coefficient_gradient(T* __restrict k, const T* __restrict grad_mean, const T* __restrict x, int64_t count) {
+  for (int64_t i = 0; i < count; ++i) k[i] = grad_mean[i] * x[i] * math::fma(-k[i], k[i], T(1));
 }
 
 // grad_logit = g (prior - responsibility); minus = -g responsibility. The reciprocal sums hold g.
@@ -301,28 +305,41 @@ void logit_gradient(const T* __restrict weight, const T* __restrict prior_weight
   }
 }
 
+// Where the gradients of a component go. Before they are weighted by its responsibility they lie there too: so memory
+// is fetched for them while there is much to compute.
+template <class T>
+struct ComponentGradient {
+  T *mean[colours], *log_scale[colours], *k[colours];
+
+  ComponentGradient(const ImageTarget<T>& grad, math::MixtureParameters at, int m) {
+    for (int c = 0; c < at.colours; ++c) {
+      mean[c] = grad[math::mean_of(at, c, m)];
+      log_scale[c] = grad[math::log_scale_of(at, c, m)];
+      k[c] = grad[math::coefficient_of(at, c, m)];
+    }
+  }
+};
+
 template <bool compat, class T>
 void mixture_backward_block(const MixtureBackwardArgs& a, const Target<T>& target, const Block& block,
                             Scratch<T> scratch) {
   const int64_t count = block.count;
   const Inputs<T> in(a, target, block, scratch);
-  const math::MixtureParameters at = in.at;
-  const ImageTarget<T> grad(a.grad_params, block, math::count_of(at), scratch.rows(math::count_of(at))->data);
+  const int count_of_params = math::count_of(in.at);
+  const ImageTarget<T> grad(a.grad_params, block, count_of_params,
+                            scratch.image_rows(a.grad_params, a.pixels, count_of_params));
   Row<T>* weight = scratch.rows(a.mixtures);
   Row<T>* prior_weight = scratch.rows(a.mixtures);
-  Row<T>* saved =
-      scratch.rows(saved_rows * int64_t{a.mixtures});  // of each component: k, then d / d mean, d / d log_scale
-  const auto saved_of = [&](int m) { return saved + m * saved_rows; };
   LogSum<T> posterior, prior;
   for (int m = 0; m < a.mixtures; ++m) {
-    Row<T>*k = saved_of(m), *d_mean = k + colours, *d_log_scale = d_mean + colours;
-    const Means<T> mean(in, m, k, count);
+    const ComponentGradient<T> d(grad, in.at, m);
+    const Means<T> mean(in, m, d.k, count);
     Product<T> product;
     for (int c = 0; c < a.channels; ++c) {
       const auto multiply =
           c == 0 ? add_colour_with_gradient<compat, true, T> : add_colour_with_gradient<compat, false, T>;
-      multiply(in.x[c], mean.of[c], in.params[math::log_scale_of(at, c, m)], target.bins, product, d_mean[c].data,
-               d_log_scale[c].data, count);
+      multiply(in.x[c], mean.of[c], in.params[math::log_scale_of(in.at, c, m)], target.bins, product, d.mean[c],
+               d.log_scale[c], count);
     }
     finish_component(in.params[m], product, weight[m].data, posterior, prior, count);
   }
@@ -336,19 +353,18 @@ void mixture_backward_block(const MixtureBackwardArgs& a, const Target<T>& targe
     prior.sum.data[i] = g / prior.sum.data[i];
   }
   for (int m = 0; m < a.mixtures; ++m) {
-    const Row<T>*k = saved_of(m), *d_mean = k + colours, *d_log_scale = d_mean + colours;
+    const ComponentGradient<T> d(grad, in.at, m);
     Row<T> minus;
     logit_gradient(weight[m].data, prior_weight[m].data, posterior.sum.data, prior.sum.data, minus.data, grad[m],
                    count);
     for (int c = 0; c < a.channels; ++c) {
-      multiply_rows(d_mean[c].data, minus.data, grad[math::mean_of(at, c, m)], count);
-      multiply_rows(d_log_scale[c].data, minus.data, grad[math::log_scale_of(at, c, m)], count);
+      scale_row(d.mean[c], minus.data, count);
+      scale_row(d.log_scale[c], minus.data, count);
     }
     if (a.channels == 1) continue;
-    const T *second = grad[math::mean_of(at, 1, m)], *third = grad[math::mean_of(at, 2, m)];
-    coefficient_gradient(second, in.x[0], k[0].data, grad[math::coefficient_of(at, 0, m)], count);
-    coefficient_gradient(third, in.x[0], k[1].data, grad[math::coefficient_of(at, 1, m)], count);
-    coefficient_gradient(third, in.x[1], k[2].data, grad[math::coefficient_of(at, 2, m)], count);
+    coefficient_gradient(d.k[0], d.mean[1], in.x[0], count);
+    coefficient_gradient(d.k[1], d.mean[2], in.x[0], count);
+    coefficient_gradient(d.k[2], d.mean[2], in.x[1], count);
   }
   grad.store();
 }
@@ -357,8 +373,7 @@ template <bool compat, class T>
 void mixture_nll(const MixtureArgs& a) {
   const Blocks blocks(a.batch, a.pixels);
   const Target<T> target(a.target.dtype, a.bits);
-  const ImageWorkspace workspace(a.execution.workspace, blocks, mixture_rows(a.channels, a.mixtures),
-                                 sizeof(T) == sizeof(double));
+  const ImageWorkspace workspace(a.execution.workspace, blocks, mixture_rows(a), sizeof(T) == sizeof(double));
   for_blocks(blocks, a.execution.threads, [&](const Block& block, int thread) {
     Row<T> nll;
     mixture_block<compat>(a, target, block, Scratch<T>(workspace.rows(thread)), nll.data);
@@ -375,8 +390,7 @@ template <bool compat, class T>
 void mixture_nll_backward(const MixtureBackwardArgs& a) {
   const Blocks blocks(a.batch, a.pixels);
   const Target<T> target(a.target.dtype, a.bits);
-  const ImageWorkspace workspace(a.execution.workspace, blocks, mixture_backward_rows(a.channels, a.mixtures),
-                                 sizeof(T) == sizeof(double));
+  const ImageWorkspace workspace(a.execution.workspace, blocks, mixture_backward_rows(a), sizeof(T) == sizeof(double));
   for_blocks(blocks, a.execution.threads, [&](const Block& block, int thread) {
     mixture_backward_block<compat>(a, target, block, Scratch<T>(workspace.rows(thread)));
   });

@@ -72,12 +72,12 @@ struct LogisticBin {
   bool held;  // the log scale is held at its least
   bool outermost, only_inner, only_outer;
   bool left;  // of the mean
-  T log_scale, precision, distance, half, width, log_g, g, shrink, complement;
+  T log_scale, precision, distance, half, width, log_g, g, half_shrink, shrink, complement;
 };
 
 template <class T>
 VARIATE_INLINE LogisticBin<T> logistic_bin(T x, T mean, T log_scale, Bins<T> bins) {
-  constexpr T least_width = T(0x1p-36);  // below it (1 - e^-w) / w is 1
+  constexpr T least_half = T(0x1p-37);  // below it (1 - e^-w) / w is 1
   LogisticBin<T> v;
   v.held = log_scale < T(least_log_scale);
   v.log_scale = v.held ? T(least_log_scale) : log_scale;
@@ -85,11 +85,12 @@ VARIATE_INLINE LogisticBin<T> logistic_bin(T x, T mean, T log_scale, Bins<T> bin
   const T middle = (x - mean) * v.precision;
   v.distance = abs(middle);
   v.left = middle < T(0);
-  v.half = bins.half * v.precision;
-  v.width = at_least(v.half + v.half, least_width);
-  const Exponential<T> e = bounded_exponential(at_least(-v.width, Stop<T>::low));
-  v.shrink = e.exp;
-  v.complement = -e.expm1;
+  v.half = at_least(bins.half * v.precision, least_half);
+  v.width = v.half + v.half;
+  const Exponential<T> e = bounded_exponential(at_least(-v.half, T(0.5) * Stop<T>::low));
+  v.half_shrink = e.exp;
+  v.shrink = e.exp * e.exp;
+  v.complement = -e.expm1 * (T(1) + e.exp);
   const T log_g = v.half - v.distance;
   v.log_g = log_g > Stop<T>::high ? Stop<T>::high : log_g;
   v.g = bounded_exponential(at_least(v.log_g, Stop<T>::low)).exp;
@@ -100,29 +101,21 @@ VARIATE_INLINE LogisticBin<T> logistic_bin(T x, T mean, T log_scale, Bins<T> bin
   return v;
 }
 
-// What lies beyond the edges that a bin has, given 1 / ((1 + g) (1 + g e^-w)).
-template <class T>
-struct BinTails {
-  T inner;
-  T outer;
-};
-
-template <class T>
-VARIATE_INLINE BinTails<T> bin_tails(const LogisticBin<T>& v, T reciprocal) {
-  const T g_outer = v.g * v.shrink;
-  return {v.only_outer ? T(0) : reciprocal * (T(1) + g_outer),
-          v.only_inner ? T(0) : reciprocal * (T(1) + v.g) * g_outer};
-}
-
 // Compat: a bin of less than 1e-5 is charged the density in its middle times its width,
 //   e^-m w / (1 + e^-m)^2.
 template <class T>
-VARIATE_INLINE bool is_thin(const LogisticBin<T>& v, BinTails<T> tails) {
-  return (T(1) - (tails.inner + tails.outer) <= T(1e-5f)) & !v.outermost;
+VARIATE_INLINE bool is_thin(const LogisticBin<T>& v) {
+  return (v.g * v.complement <= T(1e-5f) * ((T(1) + v.g) * fma(v.g, v.shrink, T(1)))) & !v.outermost;
+}
+
+// e^-m of a thin bin.
+template <class T>
+VARIATE_INLINE T thin_exponential(const LogisticBin<T>& v) {
+  return v.g * v.half_shrink;
 }
 
 template <bool compat, class T>
-VARIATE_INLINE BinProbability<T> bin_probability(const LogisticBin<T>& v, Bins<T> bins, BinTails<T> tails) {
+VARIATE_INLINE BinProbability<T> bin_probability(const LogisticBin<T>& v, Bins<T> bins) {
   const T inner = T(1) + v.g;
   const T outer = fma(v.g, v.shrink, T(1));
   const T log_width = bins.log_width - v.log_scale;
@@ -131,8 +124,8 @@ VARIATE_INLINE BinProbability<T> bin_probability(const LogisticBin<T>& v, Bins<T
   p.numerator = v.outermost ? T(1) : v.complement;
   p.denominator = v.outermost ? (v.only_inner ? inner : outer) : inner * outer * v.width;
   if constexpr (compat) {
-    const bool thin = is_thin(v, tails);
-    const T root = T(1) + bounded_exponential(at_least(-v.distance, Stop<T>::low)).exp;
+    const bool thin = is_thin(v);
+    const T root = T(1) + thin_exponential(v);
     p.linear = thin ? log_width - v.distance : p.linear;
     p.numerator = thin ? T(1) : p.numerator;
     p.denominator = thin ? root * root : p.denominator;
@@ -142,10 +135,7 @@ VARIATE_INLINE BinProbability<T> bin_probability(const LogisticBin<T>& v, Bins<T
 
 template <bool compat, class T>
 VARIATE_INLINE BinProbability<T> bin_probability(T x, T mean, T log_scale, Bins<T> bins) {
-  const LogisticBin<T> v = logistic_bin(x, mean, log_scale, bins);
-  BinTails<T> tails = {};
-  if constexpr (compat) tails = bin_tails(v, T(1) / ((T(1) + v.g) * fma(v.g, v.shrink, T(1))));
-  return bin_probability<compat>(v, bins, tails);
+  return bin_probability<compat>(logistic_bin(x, mean, log_scale, bins), bins);
 }
 
 template <class T>
@@ -159,21 +149,24 @@ struct BinProbabilityAndGradient {
 template <bool compat, class T>
 VARIATE_INLINE BinProbabilityAndGradient<T> bin_probability_and_gradient(T x, T mean, T log_scale, Bins<T> bins) {
   const LogisticBin<T> v = logistic_bin(x, mean, log_scale, bins);
-  const T both = (T(1) + v.g) * fma(v.g, v.shrink, T(1));
+  const T g_outer = v.g * v.shrink;
+  const T both = (T(1) + v.g) * (T(1) + g_outer);
   const T all = T(1) / (both * v.complement);
-  const BinTails<T> tails = bin_tails(v, all * v.complement);
+  const T one = all * v.complement;  // 1 / both
+  const T inner = v.only_outer ? T(0) : one * (T(1) + g_outer);
+  const T outer = v.only_inner ? T(0) : one * (T(1) + v.g) * g_outer;
   const T width_term = v.outermost ? T(0) : v.width * v.shrink * (all * both);
-  T slope = tails.inner - tails.outer;
-  T scale_term = -fma(v.log_g, tails.inner, fma(v.distance + v.half, tails.outer, width_term));
+  T slope = inner - outer;
+  T scale_term = -fma(v.log_g, inner, fma(v.distance + v.half, outer, width_term));
   if constexpr (compat) {
-    const bool thin = is_thin(v, tails);
-    const T e = bounded_exponential(at_least(-v.distance, Stop<T>::low)).exp;
+    const bool thin = is_thin(v);
+    const T e = thin_exponential(v);
     const T density_slope = (T(1) - e) / (T(1) + e);
     slope = thin ? density_slope : slope;
     scale_term = thin ? fma(v.distance, density_slope, T(-1)) : scale_term;
   }
   const T towards = v.precision * slope;
-  return {bin_probability<compat>(v, bins, tails), {v.left ? -towards : towards, v.held ? T(0) : scale_term}};
+  return {bin_probability<compat>(v, bins), {v.left ? -towards : towards, v.held ? T(0) : scale_term}};
 }
 
 // Where a mixture's parameters lie among its channels: the logits, then for each colour the means, the log scales and,
