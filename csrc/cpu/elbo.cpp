@@ -47,6 +47,18 @@ T least_kl_of(const Args& a) {
   return math::least_kl(a.free_bits.data ? element<T>(a.free_bits, 0, 0) : static_cast<T>(a.free_bits_value));
 }
 
+// `function(flag)` with the flag as a type.
+template <class Function>
+void with_flag(bool flag, Function function) {
+  flag ? function(std::true_type()) : function(std::false_type());
+}
+
+// The gradient that an element passes. Without free bits its KL is not looked at, and so never computed.
+template <bool free_bits, class T>
+T passed(T grad, T kl, T least) {
+  return free_bits && kl < least ? T(0) : grad;
+}
+
 template <variate_parametrization p, class T>
 void standard_kl_terms(const T* __restrict mean, const T* __restrict spread, T least, T* __restrict kl, int64_t count) {
   for (int64_t i = 0; i < count; ++i) kl[i] = math::apply_free_bits(math::normal_kl<p>(mean[i], spread[i]).kl, least);
@@ -75,55 +87,64 @@ void kl_forward(const variate_normal_kl_args& a) {
   });
 }
 
-template <variate_parametrization p, class T>
+template <variate_parametrization p, bool free_bits, class T>
 void standard_kl_gradients(const T* __restrict grad, const T* __restrict mean, const T* __restrict spread, T least,
                            T* __restrict grad_mean, T* __restrict grad_spread, int64_t count) {
   for (int64_t i = 0; i < count; ++i) {
     const math::NormalKl<T> k = math::normal_kl<p>(mean[i], spread[i]);
-    const T g = k.kl < least ? T(0) : grad[i];
+    const T g = passed<free_bits>(grad[i], k.kl, least);
     grad_mean[i] = g * k.scaled_difference;
     grad_spread[i] = T(0.5) * g * k.ratio_minus_1 * math::log_variance_slope<p>(spread[i]);
   }
 }
 
-template <variate_parametrization p, class T>
+template <variate_parametrization p, bool free_bits, bool of_prior, class T>
 void kl_gradients(const T* __restrict grad, const T* __restrict mean, const T* __restrict spread,
                   const T* __restrict prior_mean, const T* __restrict prior_spread, T least, T* __restrict grad_mean,
                   T* __restrict grad_spread, T* __restrict grad_prior_mean, T* __restrict grad_prior_spread,
                   int64_t count) {
   for (int64_t i = 0; i < count; ++i) {
     const math::NormalKl<T> k = math::normal_kl<p>(mean[i], spread[i], prior_mean[i], prior_spread[i]);
-    const T g = k.kl < least ? T(0) : grad[i];
+    const T g = passed<free_bits>(grad[i], k.kl, least);
     grad_mean[i] = g * k.scaled_difference;
-    grad_prior_mean[i] = -g * k.scaled_difference;
     grad_spread[i] = T(0.5) * g * k.ratio_minus_1 * math::log_variance_slope<p>(spread[i]);
+    if constexpr (!of_prior) continue;
+    grad_prior_mean[i] = -g * k.scaled_difference;
     grad_prior_spread[i] =
         T(-0.5) * g * (k.ratio_minus_1 + k.squared_distance) * math::log_variance_slope<p>(prior_spread[i]);
   }
+}
+
+template <class T, variate_parametrization p, bool free_bits>
+void kl_backward(const variate_normal_kl_backward_args& a, T least) {
+  for_tiles(Grid(a.rows, a.cols), a.execution.threads, [&](const Tile& t) {
+    const ResultGradient<T> grad(a.grad_kl, t, a.elementwise);
+    const Input<T> mean(a.mean, t), spread(a.spread, t);
+    const Output<T> grad_mean(a.grad_mean, t), grad_spread(a.grad_spread, t);
+    if (!a.prior_mean.data && !a.prior_spread.data) {
+      standard_kl_gradients<p, free_bits>(grad.data, mean.data, spread.data, least, grad_mean.data, grad_spread.data,
+                                          t.count);
+    } else {
+      const Input<T> prior_mean(a.prior_mean, t), prior_spread(a.prior_spread, t, math::unit_spread<p, T>);
+      const Output<T> grad_prior_mean(a.grad_prior_mean, t), grad_prior_spread(a.grad_prior_spread, t);
+      with_flag(a.grad_prior_mean.data || a.grad_prior_spread.data, [&](auto of_prior) {
+        kl_gradients<p, free_bits, of_prior.value>(grad.data, mean.data, spread.data, prior_mean.data,
+                                                   prior_spread.data, least, grad_mean.data, grad_spread.data,
+                                                   grad_prior_mean.data, grad_prior_spread.data, t.count);
+      });
+      grad_prior_mean.store();
+      grad_prior_spread.store();
+    }
+    grad_mean.store();
+    grad_spread.store();
+  });
 }
 
 template <class T>
 void kl_backward(const variate_normal_kl_backward_args& a) {
   const T least = least_kl_of<T>(a);
   with_parametrization(a.parametrization, [&](auto p) {
-    for_tiles(Grid(a.rows, a.cols), a.execution.threads, [&](const Tile& t) {
-      const ResultGradient<T> grad(a.grad_kl, t, a.elementwise);
-      const Input<T> mean(a.mean, t), spread(a.spread, t);
-      const Output<T> grad_mean(a.grad_mean, t), grad_spread(a.grad_spread, t);
-      if (!a.prior_mean.data && !a.prior_spread.data) {
-        standard_kl_gradients<p.value>(grad.data, mean.data, spread.data, least, grad_mean.data, grad_spread.data,
-                                       t.count);
-      } else {
-        const Input<T> prior_mean(a.prior_mean, t), prior_spread(a.prior_spread, t, math::unit_spread<p.value, T>);
-        const Output<T> grad_prior_mean(a.grad_prior_mean, t), grad_prior_spread(a.grad_prior_spread, t);
-        kl_gradients<p.value>(grad.data, mean.data, spread.data, prior_mean.data, prior_spread.data, least,
-                              grad_mean.data, grad_spread.data, grad_prior_mean.data, grad_prior_spread.data, t.count);
-        grad_prior_mean.store();
-        grad_prior_spread.store();
-      }
-      grad_mean.store();
-      grad_spread.store();
-    });
+    with_flag(least > T(0), [&](auto free_bits) { kl_backward<T, p.value, free_bits.value>(a, least); });
   });
 }
 
