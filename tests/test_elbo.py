@@ -641,3 +641,41 @@ def test_targets_are_checked_on_request(debug: None) -> None:
     assert bernoulli_nll(torch.tensor([1.0]), torch.tensor([2.0])).item() == pytest.approx(
         exact_nll(1.0, 2.0), rel=1e-6
     )
+
+
+CONSTRAINTS = (
+    D.constraints.real,
+    D.constraints.positive,
+    D.constraints.nonnegative,
+    D.constraints.unit_interval,
+    D.constraints.boolean,
+)
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("number", range(len(CONSTRAINTS)))
+@pytest.mark.parametrize("shape", [(), (1,), (3, 5), (2, 3, 7), (33, 64), (3, 2049), (0, 3), (3, 0)])
+def test_satisfies_is_torchs_check(shape: tuple[int, ...], number: int, dtype: torch.dtype) -> None:
+    """One value among ones, at the first, some and the last place: lanes beyond a row have no say."""
+    tiny = torch.finfo(dtype).smallest_normal / 2  # a subnormal number
+    values = (1.0, 0.5, 1.5, tiny, 0.0, -0.0, -tiny, -1.0, math.inf, -math.inf, math.nan)
+    check = torch.ops.variate.satisfies.default
+    for value in values:
+        for place in {0, math.prod(shape) // 2, max(math.prod(shape) - 1, 0)}:
+            x = torch.ones(shape, dtype=dtype)
+            x.view(-1)[place : place + 1] = value
+            wide = torch.stack((x, torch.full_like(x, math.nan)), -1)[..., 0]
+            for laid in (x, wide, x.clone().mT if x.dim() > 1 else x, torch._neg_view(-x)):
+                assert check(laid, number) == bool(CONSTRAINTS[number].check(laid).all())
+    with pytest.raises(RuntimeError, match="constraint must lie in"):
+        check(torch.ones(3), len(CONSTRAINTS))
+
+
+def test_satisfies_with_threads(threads: None) -> None:
+    torch.set_num_threads(2)
+    x = torch.ones(512, 784)
+    assert torch.ops.variate.satisfies(x, 1)
+    for place in (0, 1000, x.numel() - 1):
+        bad = x.clone()
+        bad.view(-1)[place] = 0
+        assert not torch.ops.variate.satisfies(bad, 1)

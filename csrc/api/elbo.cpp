@@ -101,6 +101,20 @@ void check_categories(Checks& checks, const Args& a) {
 
 extern "C" {
 
+VARIATE_API variate_status variate_satisfies(const variate_satisfies_args* args) {
+  using Args = variate_satisfies_args;
+  const auto never = [](const Args&) { return false; };  // nothing satisfies everything, and that is a result
+  const auto check = [](Checks& checks, const Args& a) {
+    check_sizes(checks, a);
+    checks.execution(a.execution, 0);
+    checks.require(a.constraint >= VARIATE_REAL && a.constraint <= VARIATE_BOOLEAN,
+                   "constraint must lie in [VARIATE_REAL, VARIATE_BOOLEAN], got %d", static_cast<int>(a.constraint));
+    checks.require(a.satisfied != nullptr, "satisfied is missing");
+    if (!no_elements(a)) checks.tensor(a.value, "value", is_floating);
+  };
+  return run(__func__, args, check, never, &cpu::Kernels::satisfies, nullptr);
+}
+
 VARIATE_API uint64_t variate_normal_kl_workspace(const variate_normal_kl_args* args) {
 #if defined(VARIATE_WITH_CUDA)
   if (args && args->execution.device == VARIATE_CUDA) return cuda::normal_kl_workspace(*args);

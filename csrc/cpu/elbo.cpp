@@ -24,6 +24,37 @@ void reduce(const Args& a, const variate_tensor& result, Terms terms) {
   if (!a.elementwise) finish_row_sums(result, a.execution.workspace, grid);
 }
 
+template <variate_constraint c, class T>
+bool all_satisfy(const T* x, int64_t count) {
+  int32_t failures = 0;
+  for (int64_t i = 0; i < count; ++i) failures |= !math::satisfies<c>(x[i]);
+  return failures == 0;
+}
+
+template <variate_constraint c, class T>
+void satisfies(const variate_satisfies_args& a) {
+  *a.satisfied = 1;
+  for_tiles(Grid(a.rows, a.cols), a.execution.threads, [&](const Tile& t) {
+    const Input<T> value(a.value, t);
+    const bool dense = t.pitch == t.cols;  // else lanes between the rows have no say
+    const int64_t runs = dense ? 1 : t.rows, run = dense ? t.rows * t.cols : t.cols;
+    for (int64_t r = 0; r < runs; ++r) {
+      if (!all_satisfy<c>(value.data + r * t.pitch, run)) __atomic_store_n(a.satisfied, 0, __ATOMIC_RELAXED);
+    }
+  });
+}
+
+template <class T>
+void satisfies(const variate_satisfies_args& a) {
+  switch (a.constraint) {
+    case VARIATE_REAL: return satisfies<VARIATE_REAL, T>(a);
+    case VARIATE_POSITIVE: return satisfies<VARIATE_POSITIVE, T>(a);
+    case VARIATE_NONNEGATIVE: return satisfies<VARIATE_NONNEGATIVE, T>(a);
+    case VARIATE_UNIT_INTERVAL: return satisfies<VARIATE_UNIT_INTERVAL, T>(a);
+    case VARIATE_BOOLEAN: return satisfies<VARIATE_BOOLEAN, T>(a);
+  }
+}
+
 template <variate_parametrization p>
 using Parametrization = std::integral_constant<variate_parametrization, p>;
 
@@ -272,6 +303,8 @@ void bernoulli_nll_backward(const variate_bernoulli_nll_backward_args& a) {
 }
 
 }  // namespace
+
+void satisfies(const variate_satisfies_args& a) { any_double(a.value) ? satisfies<double>(a) : satisfies<float>(a); }
 
 void normal_kl(const variate_normal_kl_args& a) {
   any_double(a.mean, a.spread, a.prior_mean, a.prior_spread) ? kl_forward<double>(a) : kl_forward<float>(a);

@@ -19,6 +19,7 @@ struct Kernels {
   void (*fold_in)(const variate_fold_in_args&);
   void (*normal_rsample_kl)(const variate_normal_rsample_kl_args&);
   void (*normal_rsample_kl_backward)(const variate_normal_rsample_kl_backward_args&);
+  void (*satisfies)(const variate_satisfies_args&);
   void (*normal_kl)(const variate_normal_kl_args&);
   void (*normal_kl_backward)(const variate_normal_kl_backward_args&);
   void (*bernoulli_kl)(const variate_bernoulli_kl_args&);
@@ -80,6 +81,7 @@ void categorical(const variate_categorical_args&);
 void fold_in(const variate_fold_in_args&);
 void normal_rsample_kl(const variate_normal_rsample_kl_args&);
 void normal_rsample_kl_backward(const variate_normal_rsample_kl_backward_args&);
+void satisfies(const variate_satisfies_args&);
 void normal_kl(const variate_normal_kl_args&);
 void normal_kl_backward(const variate_normal_kl_backward_args&);
 void bernoulli_kl(const variate_bernoulli_kl_args&);

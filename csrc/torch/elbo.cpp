@@ -77,6 +77,19 @@ Args new_args(const Shape& shape, const Execution& execution) {
   return args;
 }
 
+bool satisfies(Tensor value, int64_t constraint) {
+  const Shape shape(value.sizes());
+  const Execution execution(value);
+  const View view(value);
+  int32_t satisfied = 0;
+  auto args = new_args<variate_satisfies_args>(shape, execution);
+  args.constraint = static_cast<variate_constraint>(constraint);
+  args.value = view.get();
+  args.satisfied = &satisfied;
+  check(variate_satisfies(&args));
+  return satisfied != 0;
+}
+
 // What both directions of normal_kl read.
 struct Normals {
   Shape shape;
@@ -351,9 +364,11 @@ std::tuple<Tensor, Tensor> categorical_kl_backward(Tensor grad_kl, Tensor logits
 
 }  // namespace
 
-// With `elementwise` the result has the shape of the inputs, without the sum over each sample. `wanted` has a bit for
-// the gradient of each input, the lowest for the first; `parametrization` is variate_parametrization.
+// `constraint` is variate_constraint. With `elementwise` the result has the shape of the inputs, without the sum over
+// each sample. `wanted` has a bit for the gradient of each input, the lowest for the first; `parametrization` is
+// variate_parametrization.
 STABLE_TORCH_LIBRARY_FRAGMENT(variate, library) {
+  library.def("satisfies(Tensor value, int constraint) -> bool");
   library.def(
       "normal_kl(Tensor mean, Tensor spread, Tensor? prior_mean, Tensor? prior_spread, Tensor? free_bits, "
       "bool elementwise=False, int parametrization=0) -> Tensor");
@@ -378,6 +393,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(variate, library) {
 }
 
 STABLE_TORCH_LIBRARY_IMPL(variate, CPU, library) {
+  library.impl("satisfies", TORCH_BOX(&satisfies));
   library.impl("normal_kl", TORCH_BOX(&normal_kl));
   library.impl("normal_kl_backward", TORCH_BOX(&normal_kl_backward));
   library.impl("bernoulli_kl", TORCH_BOX(&bernoulli_kl));

@@ -154,6 +154,34 @@ void test_reductions() {
   CHECK_REFUSED(variate_bernoulli_nll, nll, "target");
 }
 
+void test_satisfies() {
+  const std::vector<float> input(64);
+  const std::vector<std::int64_t> integers(64);
+  std::int32_t satisfied = -1;
+  auto call = make<variate_satisfies_args>(4, 16);
+  call.value = view(input, 16);
+  CHECK_REFUSED(variate_satisfies, call, "satisfied is missing");
+  call.satisfied = &satisfied;
+  for (int constraint : {-1, 5}) {
+    call.constraint = static_cast<variate_constraint>(constraint);
+    CHECK_REFUSED(variate_satisfies, call, "constraint");
+  }
+  call.constraint = VARIATE_POSITIVE;
+  call.value = view(integers, 16);
+  CHECK_REFUSED(variate_satisfies, call, "value");
+  call.value = {};
+  CHECK_REFUSED(variate_satisfies, call, "value is missing");
+  call.execution.device = VARIATE_CUDA;
+  call.value = view(input, 16);
+  CHECK(variate_satisfies(&call) == VARIATE_UNSUPPORTED && satisfied == -1);
+  call.execution.device = VARIATE_CPU;
+  CHECK_OK(variate_satisfies(&call));
+  CHECK(satisfied == 0);
+  call.rows = 0;
+  CHECK_OK(variate_satisfies(&call));
+  CHECK(satisfied == 1);
+}
+
 void test_bound() {
   const std::vector<float> input(64);
   const std::vector<std::int64_t> integers(64);
@@ -613,6 +641,7 @@ int main() {
   test_reductions();
   test_evidence_terms();
   test_categories();
+  test_satisfies();
   test_bound();
   test_linear();
   test_samples();

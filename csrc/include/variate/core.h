@@ -78,6 +78,15 @@ typedef enum variate_parametrization VARIATE_INT {
   VARIATE_SCALE = 2
 } variate_parametrization;
 
+/* What the values of a distribution's argument must be. NaN is none of it. */
+typedef enum variate_constraint VARIATE_INT {
+  VARIATE_REAL = 0, /* or infinite */
+  VARIATE_POSITIVE = 1,
+  VARIATE_NONNEGATIVE = 2,
+  VARIATE_UNIT_INTERVAL = 3,
+  VARIATE_BOOLEAN = 4 /* 0 or 1 */
+} variate_constraint;
+
 /* Where the noise of a call comes from. Row r of the call is sample first_sample + r; its element e is column e. */
 typedef struct variate_noise {
   const int64_t* key;   /* (seed, offset), on the device of the call */

@@ -8,9 +8,22 @@
 extern "C" {
 #endif
 
-/* Each call sums its terms over the columns: its result is [rows, 1], float32 or float64. With `elementwise` the result
-   is every term, [rows, cols] of any floating dtype. The incoming gradient of a backward call has the shape of that
-   result: a column stride of 0 is one number per row. Outputs of a backward call may be left out. float64 anywhere
+/* *satisfied = 1 where all of `value`, floating [rows, cols], satisfies the constraint, else 0. The CPU only. */
+typedef struct variate_satisfies_args {
+  uint32_t struct_size;
+  variate_execution execution;
+  int64_t rows;
+  int64_t cols;
+  variate_constraint constraint;
+  variate_tensor value;
+  int32_t* satisfied;
+} variate_satisfies_args;
+
+VARIATE_API variate_status variate_satisfies(const variate_satisfies_args* args);
+
+/* Each call below sums its terms over the columns: its result is [rows, 1], float32 or float64. With `elementwise` the
+   result is every term, [rows, cols] of any floating dtype. The incoming gradient of a backward call has the shape of
+   that result: a column stride of 0 is one number per row. Outputs of a backward call may be left out. float64 anywhere
    among the inputs means float64 math. */
 
 /* kl = max(KL(N(mean, sigma^2) || N(prior_mean, prior_sigma^2)), free_bits)

@@ -1,20 +1,22 @@
 """torch.distributions' argument checks in fewer passes.
 
-A check here reads the smallest and largest value and can only say that all is well: whatever it cannot vouch for goes
-to torch's own check, and so do the errors.
+A check here reads each value once and can only say that all is well: whatever it cannot vouch for goes to torch's own
+check, and so do the errors.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.distributions import Distribution, constraints
+from torch.distributions.utils import broadcast_all as _torch_broadcast_all
 from torch.distributions.utils import lazy_property
 
-from ..functional import _gate
+from ..functional import _backend, _gate
+from ..functional._checks import FLOATING
 
 PLAIN = (Tensor, torch.nn.Parameter)  # not their subclasses, whose operators mean something else
 
@@ -36,24 +38,31 @@ def _boolean(value: Tensor) -> bool:
     return torch.equal(value.clamp(0, 1).round_(), value)
 
 
-_CHECKS: dict[int, Callable[[Tensor], bool]] = {
-    id(constraints.real): _real,
-    id(constraints.positive): lambda value: value.min().item() > 0,
-    id(constraints.nonnegative): lambda value: value.min().item() >= 0,
-    id(constraints.unit_interval): _unit_interval,
-    id(constraints.boolean): _boolean,
+# The constraint's number, variate_constraint, and its check where variate::satisfies has no kernel.
+_CHECKS: dict[int, tuple[int, Callable[[Tensor], bool]]] = {
+    id(constraints.real): (0, _real),
+    id(constraints.positive): (1, lambda value: value.min().item() > 0),
+    id(constraints.nonnegative): (2, lambda value: value.min().item() >= 0),
+    id(constraints.unit_interval): (3, _unit_interval),
+    id(constraints.boolean): (4, _boolean),
 }
 
 
 def _holds(constraint: Any, value: Any) -> bool:
     """Whether all of `value` satisfies the constraint, as far as can be told."""
-    if type(constraint) is constraints.independent:
+    known = _CHECKS.get(id(constraint))
+    if known is None:
+        if type(constraint) is not constraints.independent:
+            return False
         fits = isinstance(value, Tensor) and value.dim() >= constraint.reinterpreted_batch_ndims
         return fits and _holds(constraint.base_constraint, value)
-    check = _CHECKS.get(id(constraint))
-    if check is None or type(value) not in PLAIN or not value.is_floating_point():
+    if type(value) not in PLAIN or value.dtype not in FLOATING:
         return False
-    return value.numel() == 0 or check(value.detach() if value.requires_grad else value)
+    number, check = known
+    op = _backend.select("satisfies", value)
+    if op is not None:
+        return op(value, number)
+    return value.numel() == 0 or check(value.detach())
 
 
 def _readable() -> bool:
@@ -68,18 +77,26 @@ def _arguments_hold(distribution: Distribution) -> bool:
         arguments = distribution.arg_constraints
     except NotImplementedError:
         return False
+    given = distribution.__dict__
     for name, constraint in arguments.items():
-        if constraints.is_dependent(constraint):
+        if name not in given and _is_left_out(distribution, name, constraint):
             continue
-        if name in distribution.__dict__:
-            value = distribution.__dict__[name]
-        elif isinstance(getattr(type(distribution), name), lazy_property):
-            continue
-        else:
-            value = getattr(distribution, name)
-        if not _holds(constraint, value):
+        if not _holds(constraint, getattr(distribution, name)) and not constraints.is_dependent(constraint):
             return False
     return True
+
+
+def _is_left_out(distribution: Distribution, name: str, constraint: Any) -> bool:
+    return constraints.is_dependent(constraint) or isinstance(getattr(type(distribution), name), lazy_property)
+
+
+def broadcast_all(*values: Any) -> Sequence[Any]:
+    """torch.distributions.utils.broadcast_all."""
+    shape = getattr(values[0], "shape", None) if values else None
+    for value in values:
+        if type(value) not in PLAIN or value.shape != shape:
+            return _torch_broadcast_all(*values)
+    return values
 
 
 def init(

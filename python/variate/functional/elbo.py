@@ -236,6 +236,11 @@ class _CategoricalNll(torch.autograd.Function):
         return _backend.select("categorical_nll_backward", logits)(grad_nll, logits, target, log_sum_exp), None
 
 
+@_backend.register("satisfies", cuda=False)
+def _(value: Tensor, constraint: int) -> bool:
+    raise NotImplementedError("variate::satisfies reads values, which a fake tensor does not have")
+
+
 @_backend.register("normal_kl")
 def _(
     mean: Tensor,

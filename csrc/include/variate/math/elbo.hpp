@@ -18,6 +18,16 @@ VARIATE_INLINE float log_nonnegative(float x) {
 }
 VARIATE_INLINE double log_nonnegative(double x) { return ::log(x); }
 
+// Whether a value satisfies a constraint; NaN satisfies none.
+template <variate_constraint c, class T>
+VARIATE_INLINE bool satisfies(T x) {
+  if constexpr (c == VARIATE_REAL) return x == x;
+  if constexpr (c == VARIATE_POSITIVE) return x > T(0);
+  if constexpr (c == VARIATE_NONNEGATIVE) return x >= T(0);
+  if constexpr (c == VARIATE_UNIT_INTERVAL) return (x >= T(0)) & (x <= T(1));
+  return (x == T(0)) | (x == T(1));
+}
+
 // What a spread says, by parametrisation p: log sigma^2, 1 / sigma, and d log sigma^2 / d spread.
 template <variate_parametrization p, class T>
 VARIATE_INLINE T log_variance(T spread) {
