@@ -428,7 +428,27 @@ def test_errors_are_torchs(validate: bool) -> None:
     stock = outcomes()
     with variate.patch.torch_distributions():
         assert outcomes() == stock
+        with variate.use_backend("reference"):
+            assert outcomes() == stock
     assert sum(outcome != "passed" for outcome in stock) >= (17 if validate else 4)
+
+
+def test_broadcasting_is_torchs() -> None:
+    """Arguments of one shape as they are, any others by torch, and its errors."""
+
+    class Own(Tensor):
+        pass
+
+    loc, row = torch.ones(2, 3, requires_grad=True), torch.ones(3)
+    for arguments in ((loc, loc), (loc, row), (loc, 1.0), (0.0, row), (0, 1), (row.as_subclass(Own), row)):
+        stock = D.Normal(*arguments)
+        with variate.patch.torch_distributions():
+            ours = D.Normal(*arguments)
+        for one, other in ((ours.loc, stock.loc), (ours.scale, stock.scale)):
+            assert type(one) is type(other) and one.shape == other.shape and one.equal(other)
+        assert (ours.loc is loc) == (stock.loc is loc)
+    with variate.patch.torch_distributions(), pytest.raises(ValueError, match="must all be instances of Number"):
+        D.Normal("loc", row)
 
 
 def test_validation_follows_its_switches(patched: None) -> None:

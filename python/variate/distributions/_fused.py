@@ -215,11 +215,19 @@ def _sum_unless(elementwise: bool, terms: Tensor) -> Tensor:
 
 def _wanted(ctx: Any) -> int:
     """The inputs that need a gradient, a bit for each."""
-    return sum(need << index for index, need in enumerate(ctx.needs_input_grad))
+    bits, bit = 0, 1
+    for need in ctx.needs_input_grad:
+        if need:
+            bits |= bit
+        bit <<= 1
+    return bits
 
 
 def _needed(ctx: Any, grads: tuple[Tensor, ...]) -> tuple[Tensor | None, ...]:
     """The gradients of the inputs that need one."""
     needed = ctx.needs_input_grad
-    found = tuple(grad if need else None for grad, need in zip(grads, needed, strict=False))
-    return found + (None,) * (len(needed) - len(found))
+    found: list[Tensor | None] = [None] * len(needed)
+    for index, grad in enumerate(grads):
+        if needed[index]:
+            found[index] = grad
+    return tuple(found)

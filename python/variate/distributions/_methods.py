@@ -39,13 +39,14 @@ def or_torch(fused: Callable[..., Any], stock: Any, **options: Any) -> Callable[
 
 def serves(op: str, dtypes: frozenset[torch.dtype], *tensors: object) -> bool:
     """Whether the op takes these tensors."""
+    on_cpu = True
     for tensor in tensors:
         if type(tensor) not in PLAIN or tensor.dtype not in dtypes:  # type: ignore[attr-defined]
             return False
+        on_cpu = on_cpu and tensor.is_cpu  # type: ignore[attr-defined]
     first = tensors[0]
-    for tensor in tensors[1:]:
-        if tensor.device != first.device:  # type: ignore[attr-defined]
-            return False
+    if not on_cpu and any(tensor.device != first.device for tensor in tensors):  # type: ignore[attr-defined]
+        return False
     if _gate.transformed() or torch._C._get_tracing_state():
         return False
     return _backend.select(op, first) is not None  # type: ignore[arg-type]
@@ -62,21 +63,15 @@ def _by_logits(distribution: Any) -> bool:
     return distribution._param is distribution.__dict__.get("logits")
 
 
-def _broadcast(*tensors: Tensor) -> Sequence[Tensor]:
-    shape = tensors[0].shape
-    for tensor in tensors:
-        if tensor.shape != shape:
-            return torch.broadcast_tensors(*tensors)
-    return tensors
-
-
 def _terms(function: Callable[..., Tensor], tensors: tuple[Tensor, ...], event_dims: int, *how: int) -> Any:
     """The function of each element, or summed over the last dimensions."""
-    if event_dims == 0:
-        return function(*_broadcast(*tensors), *how)
     shape = tensors[0].shape
-    if any(tensor.shape != shape for tensor in tensors):
-        return NotImplemented  # a broadcast copy costs more than the sum
+    for tensor in tensors[1:]:
+        if tensor.shape != shape:
+            # A broadcast copy costs more than the sum.
+            return NotImplemented if event_dims else function(*torch.broadcast_tensors(*tensors), *how)
+    if event_dims == 0:
+        return function(*tensors, *how)
     batch = shape[: len(shape) - event_dims]
     if len(batch) != 1 and len(shape) > 1:  # else the ops find the rows themselves
         sizes = (batch.numel(), math.prod(shape[len(batch) :]))
@@ -129,7 +124,7 @@ def normal_rsample(self: Any, sample_shape: Sequence[int] = _NO_SHAPE, dtypes: f
     # A processor multiplies by stored noise in less time than it draws it again, and torch stores it too.
     if not serves("normal", dtypes, loc, scale):
         return NotImplemented
-    noise = torch.empty(loc.shape, dtype=loc.dtype)
+    noise = torch.empty_like(loc, memory_format=torch.contiguous_format)
     _backend.select("normal", noise)(noise, _key.fresh(), 0)
     return torch.addcmul(loc, noise, scale)
 

@@ -13,14 +13,14 @@ class Patch:
     """A set of replacements, made by :meth:`apply` and taken back by :meth:`undo`; both once, however often called.
 
     Args:
-        attributes: {(class, name): function}; a class that inherits the name gets it and loses it again.
+        attributes: {(class or module, name): function}; a class that inherits the name gets it and loses it again.
         entries: {(mapping, key): function} of registries.
         changed: called after each change.
     """
 
     def __init__(
         self,
-        attributes: Mapping[tuple[type, str], Any],
+        attributes: Mapping[tuple[Any, str], Any],
         entries: Mapping[Any, Any] | None = None,
         registry: MutableMapping[Any, Any] | None = None,
         changed: Callable[[], None] = lambda: None,

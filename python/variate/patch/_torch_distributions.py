@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import ModuleType
 from typing import Any
 
 import torch.distributions as D
@@ -41,6 +42,10 @@ _FUSED_KL: dict[tuple[type, type], Callable[..., Any]] = {
     (D.Independent, D.Independent): _methods.independent_kl,
 }
 
+_BROADCASTING = [
+    module for module in vars(D).values() if isinstance(module, ModuleType) and hasattr(module, "broadcast_all")
+]
+
 
 def _forget() -> None:
     """Clears what kl_divergence remembers. The pairs of the registry itself go back in: looking one up is what
@@ -52,6 +57,7 @@ def _forget() -> None:
 _patch = Patch(
     {
         **{(cls, name): _methods.or_torch(fused, getattr(cls, name)) for (cls, name), fused in _FUSED.items()},
+        **{(module, "broadcast_all"): _validation.broadcast_all for module in _BROADCASTING},
         (D.Distribution, "__init__"): _validation.init,
         (D.Distribution, "_validate_sample"): _validation.validate_sample,
     },
