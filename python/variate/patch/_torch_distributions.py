@@ -70,9 +70,9 @@ _patch = Patch(
 def torch_distributions() -> Patched:
     """Puts torch.distributions on fused kernels: one op forward and one backward, in place of many.
 
-    Methods of torch's own classes and entries of ``kl_divergence``'s registry are replaced, so code that is already
-    imported, instances, and subclasses that inherit the methods are served too. As a plain call it stays until
-    ``.undo()``; as a context manager, for the block. Twice is once.
+    Methods of torch's own classes, entries of ``kl_divergence``'s registry and the modules' ``broadcast_all`` are
+    replaced, so code that is already imported, instances, and subclasses that inherit the methods are served too. As a
+    plain call it stays until ``.undo()``; as a context manager, for the block. Twice is once.
 
     ========================================  =====================================================================
     Normal                                    rsample, sample, log_prob
