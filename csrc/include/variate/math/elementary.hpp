@@ -77,8 +77,8 @@ VARIATE_INLINE double exp(double x) { return ::exp(x); }
 
 // exp(x) of x <= 0, for sums with 1: results below 2^-126 are 0.
 VARIATE_INLINE float exp_nonpositive(float x) {
-  const ReducedExponential e = reduce_exponential(x < -104.0f ? -104.0f : x);
-  const float scale = power_of_two(e.exponent);
+  const ReducedExponential e = reduce_exponential(x < -88.0f ? -88.0f : x);  // exponent >= -127, whose scale is 0
+  const float scale = float_of(static_cast<std::uint32_t>(e.exponent + 127) << 23);
   return fma(e.fraction, scale, scale);
 }
 VARIATE_INLINE double exp_nonpositive(double x) { return ::exp(x); }
