@@ -52,23 +52,50 @@ struct Logits {
   }
 };
 
-// The largest of a multiple of 16 numbers, NaNs aside.
-template <class T>
-T largest(const T* x, int64_t count) {
-  typedef T Vector16 __attribute__((vector_size(16 * sizeof(T)), aligned(sizeof(T)), may_alias));
-  Vector16 lanes = *reinterpret_cast<const Vector16*>(x);
-  for (int64_t i = lane_multiple; i < count; i += lane_multiple) {
-    const Vector16 next = *reinterpret_cast<const Vector16*>(x + i);
-    lanes = next > lanes ? next : lanes;
-  }
-  T most = -infinity<T>;
-  for (int64_t j = 0; j < lane_multiple; ++j) most = lanes[j] > most ? lanes[j] : most;
-  return most;
+// most[j] = max(most[j], x[j]), NaNs of x aside.
+template <int64_t count, class T>
+void raise(T* __restrict most, const T* __restrict x) {
+  for (int64_t j = 0; j < count; ++j) most[j] = x[j] > most[j] ? x[j] : most[j];
 }
 
+// The largest of x, which is overwritten.
+template <int64_t count, class T>
+T fold_largest(T* x) {
+  if constexpr (count > 1) {
+    raise<count / 2>(x, x + count / 2);
+    return fold_largest<count / 2>(x);
+  }
+  return x[0];
+}
+
+// Over arrays, as gcc 12 takes the maximum of vectors wider than a register one number at a time.
+template <int64_t lanes, class T>
+T largest_by(const T* x, int64_t count) {
+  T most[lanes];
+  for (int64_t j = 0; j < lanes; ++j) most[j] = -infinity<T>;
+  int64_t i = 0;
+  for (; i + lanes <= count; i += lanes) raise<lanes>(most, x + i);
+  for (; i < count; i += lane_multiple) raise<lane_multiple>(most, x + i);
+  return fold_largest<lanes>(most);
+}
+
+// The largest of a multiple of 16 numbers, NaNs aside. Many are taken 64 at a time, as each maximum waits for the one
+// before it.
 template <class T>
-void exponentials(const T* __restrict x, T shift, T* __restrict out, int64_t count) {
-  for (int64_t i = 0; i < count; ++i) out[i] = math::exp_nonpositive(x[i] - shift);
+T largest(const T* x, int64_t count) {
+  constexpr int64_t many = 4 * lane_multiple;
+  return count < many ? largest_by<lane_multiple>(x, count) : largest_by<many>(x, count);
+}
+
+// The sum of exp(x - shift), in the order of row_sum.
+template <class T>
+T sum_of_exponentials(const T* __restrict x, T shift, int64_t count) {
+  T lanes[lane_multiple] = {};
+  for (int64_t i = 0; i < count; i += lane_multiple) {
+    prefetch<Access::read>(x + i);
+    for (int64_t j = 0; j < lane_multiple; ++j) lanes[j] += math::exp_nonpositive(x[i + j] - shift);
+  }
+  return row_sum(lanes, lane_multiple);
 }
 
 // log sum_k exp(x_k) = shift + log(sum): shift is the largest x, or 0 where all are -infinity.
@@ -87,9 +114,7 @@ struct LogSum {
         sum *= math::exp_nonpositive(most - next);
         most = shift = next;
       }
-      Buffer<T> terms;
-      exponentials(x.data, shift, terms.data, t.count);
-      sum += row_sum(terms.data, t.count);
+      sum += sum_of_exponentials(x.data, shift, t.count);
     });
   }
 
@@ -143,7 +168,11 @@ void categorical_nll_forward(const variate_categorical_nll_args& a) {
 
 template <class T>
 void softmax_gradient(const T* __restrict x, T log_sum_exp, T grad, T* __restrict out, int64_t count) {
-  for (int64_t i = 0; i < count; ++i) out[i] = grad * math::exp_nonpositive(x[i] - log_sum_exp);
+  for (int64_t i = 0; i < count; i += lane_multiple) {
+    prefetch<Access::read>(x + i);
+    prefetch<Access::write>(out + i);
+    for (int64_t j = 0; j < lane_multiple; ++j) out[i + j] = grad * math::exp_nonpositive(x[i + j] - log_sum_exp);
+  }
 }
 
 template <class T>

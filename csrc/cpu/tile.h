@@ -280,6 +280,18 @@ static inline const T* load_rows(const variate_tensor& tensor, const Tile& t, Bu
   return buffer.data;
 }
 
+enum class Access { read, write };
+
+// Asks for the memory a page beyond the sixteen numbers at x, for a loop that waits for memory: the processor's own
+// prefetching ends with the page. An address that does not exist is no error, so the last numbers ask for more too.
+template <Access access, class T>
+static inline void prefetch(const T* x) {
+  constexpr int64_t page = 4096, line = 64, bytes = lane_multiple * sizeof(T);
+  for (int64_t i = 0; i < bytes; i += line) {
+    __builtin_prefetch(reinterpret_cast<const char*>(x) + page + i, access == Access::write);
+  }
+}
+
 // The sum of a row of a buffer. Sixteen partial sums, then a tree: the same order, and so the same bits, on every
 // instruction set. Written over the compiler's vectors, as it builds the tree of an array through memory.
 template <class T>
