@@ -32,6 +32,14 @@ VARIATE_INLINE float float_of(std::uint32_t bits) {
 #endif
 }
 
+VARIATE_INLINE double double_of(std::uint64_t bits) {
+#if defined(__CUDA_ARCH__)
+  return __longlong_as_double(static_cast<long long>(bits));
+#else
+  return __builtin_bit_cast(double, bits);
+#endif
+}
+
 // a * b + c, rounded once. Without FMA hardware the host calls the C library, which is slow and right.
 VARIATE_INLINE float fma(float a, float b, float c) {
 #if defined(__CUDA_ARCH__)
