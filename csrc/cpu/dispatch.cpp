@@ -7,6 +7,7 @@
 
 #include "image.h"
 #include "kernels.h"
+#include "lattice.h"
 #include "tile.h"
 
 #if defined(__x86_64__)
@@ -115,6 +116,17 @@ uint64_t mixture_workspace(const variate_discretized_logistic_mixture_nll_args& 
 uint64_t mixture_backward_workspace(const variate_discretized_logistic_mixture_nll_backward_args& a) {
   return ImageWorkspace::size(Blocks(a.batch, a.pixels), mixture_backward_rows(a), is_wide(a.params, a.target),
                               a.execution.threads);
+}
+
+uint64_t ising_workspace(const variate_ising_gibbs_args& a) {
+  const LatticeLayout layout = layout_of(a);
+  return LatticeWorkspace(a, layout).size(layout, a.execution.threads);
+}
+
+uint64_t ising_workspace(const variate_ising_measure_args& a) {
+  const LatticeLayout layout = layout_of(a);
+  const uint64_t row_bits = sizeof(uint64_t) * (2 * static_cast<uint64_t>(a.lattice.width) / 64 + 2);
+  return LatticeWorkspace(a, layout).size(layout, 1) + row_bits;
 }
 
 uint64_t column_sum_workspace(int64_t rows, int64_t cols) {

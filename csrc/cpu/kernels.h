@@ -47,6 +47,10 @@ struct Kernels {
   void (*importance_weighted_bound)(const variate_importance_weighted_bound_args&);
   void (*linear_bernoulli_nll)(const variate_linear_nll_args&);
   void (*linear_categorical_nll)(const variate_linear_nll_args&);
+  void (*ising_pack)(const variate_ising_pack_args&);
+  void (*ising_unpack)(const variate_ising_pack_args&);
+  void (*ising_gibbs)(const variate_ising_gibbs_args&);
+  void (*ising_measure)(const variate_ising_measure_args&);
 };
 
 // The kernels of the instruction set in use.
@@ -62,6 +66,10 @@ uint64_t mixture_backward_workspace(const variate_discretized_logistic_mixture_n
 // Rows of a block of pixels that a thread of either keeps.
 int64_t mixture_rows(const variate_discretized_logistic_mixture_nll_args&);
 int64_t mixture_backward_rows(const variate_discretized_logistic_mixture_nll_backward_args&);
+
+// Bytes of workspace of the sweeps over lattices and of measuring them.
+uint64_t ising_workspace(const variate_ising_gibbs_args&);
+uint64_t ising_workspace(const variate_ising_measure_args&);
 
 // Bytes of workspace of the sums over columns, of blocks of this many rows.
 inline constexpr int64_t column_sum_rows = 16;
@@ -109,6 +117,10 @@ void discretized_logistic_mixture_sample(const variate_discretized_logistic_mixt
 void importance_weighted_bound(const variate_importance_weighted_bound_args&);
 void linear_bernoulli_nll(const variate_linear_nll_args&);
 void linear_categorical_nll(const variate_linear_nll_args&);
+void ising_pack(const variate_ising_pack_args&);
+void ising_unpack(const variate_ising_pack_args&);
+void ising_gibbs(const variate_ising_gibbs_args&);
+void ising_measure(const variate_ising_measure_args&);
 
 }  // namespace VARIATE_ISA
 #endif

@@ -13,9 +13,31 @@ static inline Word load_word(const uint32_t* from) { return *reinterpret_cast<co
 static inline void store_word(uint32_t* to, Word word) { *reinterpret_cast<Word*>(to) = word; }
 static inline Word splat(uint32_t x) { return Word{} + x; }
 
+// The lanes that are not 0, next to each other, and where they were, from `first` on; returns how many. Up to sixteen
+// are written. Without a branch, as nothing would predict it.
+static inline int keep_nonzero(const Word& x, int32_t first, int32_t* values, int32_t* places) {
+#if defined(__AVX512F__)
+  const __m512i v = reinterpret_cast<__m512i>(x);
+  const __mmask16 some = _mm512_test_epi32_mask(v, v);
+  const __m512i order = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+  _mm512_storeu_si512(values, _mm512_maskz_compress_epi32(some, v));
+  _mm512_storeu_si512(places, _mm512_maskz_compress_epi32(some, _mm512_add_epi32(order, _mm512_set1_epi32(first))));
+  return __builtin_popcount(some);
+#else
+  int count = 0;
+  for (int lane = 0; lane < lanes; ++lane) {
+    values[count] = static_cast<int32_t>(x[lane]);
+    places[count] = first + lane;
+    count += x[lane] != 0;
+  }
+  return count;
+#endif
+}
+
 #if defined(__AVX512F__) || defined(__AVX2__)
 
-// One 64-bit number a lane, in the order in which `lane_words` has them: the even lanes of each part, then the odd ones.
+// One 64-bit number a lane, in the order in which `lane_words` has them: the even lanes of each part, then the odd
+// ones.
 struct Wide {
   static constexpr int groups = lanes / Lanes::width;
   Lanes::Vector group[groups];

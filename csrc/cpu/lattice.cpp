@@ -1,5 +1,7 @@
 #include "lattice.h"
 
+#include <initializer_list>
+
 #if defined(_OPENMP)
 #include <omp.h>
 #endif
@@ -20,10 +22,6 @@ enum Term { ones, twos, fours, ones_twos, ones_fours, twos_fours, terms };
 
 struct Count {
   Word term[terms];
-
-  int of(int lane, int bit) const {
-    return (term[ones][lane] >> bit & 1) + 2 * (term[twos][lane] >> bit & 1) + 4 * (term[fours][lane] >> bit & 1);
-  }
 };
 
 // A function of the count, as a polynomial modulo 2: so one digit of a threshold is had for all sites of a word.
@@ -59,24 +57,28 @@ struct Polynomial {
 
 // What the neighbours of a spin make of it, in each lane.
 struct Thresholds {
-  uint64_t of[lanes][most_neighbours + 1];
+  static constexpr int counts = 8;
+  uint32_t rest[lanes][counts];  // the digits below those of the planes, by the count
   Polynomial digit[math::plane_count];
   Polynomial certain;
   bool any_certain = false;
 
   void set(int lane, double beta, double coupling, double field, int neighbours) {
+    uint64_t threshold[most_neighbours + 1];
     for (int n = 0; n <= most_neighbours; ++n) {
       const double sum = coupling * static_cast<double>(2 * n - neighbours) + field;
-      of[lane][n] = n <= neighbours ? math::heat_bath_threshold(2.0 * (beta * sum)) : 0;
+      threshold[n] = n <= neighbours ? math::heat_bath_threshold(2.0 * (beta * sum)) : 0;
+      rest[lane][n] = static_cast<uint32_t>(threshold[n]);
     }
-    for (int p = 0; p < math::plane_count; ++p) set_digit(lane, digit[p], math::threshold_bits - 1 - p);
-    any_certain |= set_digit(lane, certain, math::threshold_bits);
+    rest[lane][counts - 1] = 0;
+    for (int p = 0; p < math::plane_count; ++p) set_digit(lane, digit[p], threshold, math::threshold_bits - 1 - p);
+    any_certain |= set_digit(lane, certain, threshold, math::threshold_bits);
   }
 
  private:
-  bool set_digit(int lane, Polynomial& polynomial, int place) {
+  bool set_digit(int lane, Polynomial& polynomial, const uint64_t* threshold, int place) {
     bool value[most_neighbours + 1], any = false;
-    for (int n = 0; n <= most_neighbours; ++n) any |= value[n] = of[lane][n] >> place & 1;
+    for (int n = 0; n <= most_neighbours; ++n) any |= value[n] = threshold[n] >> place & 1;
     polynomial.set(lane, value);
     return any;
   }
@@ -143,18 +145,22 @@ struct Group {
   void wrap(int k, int64_t first_row, int64_t end_row) const {
     if (a.lattice.boundary == VARIATE_OPEN) return;
     for (int64_t row = first_row; row < end_row; ++row) {
-      uint32_t* words = row_of(k, row);
-      const int64_t sites = layout.sites(row, k), last = sites - 1;
-      for (int64_t lane = 0; lane < layout.step; ++lane) {
-        uint32_t* word = words + lane;
-        word[-layout.step] = word[last / 32 * layout.step] >> last % 32 << 31;
-        uint32_t& behind = word[sites / 32 * layout.step];
-        behind = (behind & ~(uint32_t{1} << sites % 32)) | (word[0] & 1) << sites % 32;
-      }
+      const int64_t sites = layout.sites(row, k);
+      layout.chains_in_lanes() ? wrap_row<Word>(row_of(k, row), sites) : wrap_row<uint32_t>(row_of(k, row), sites);
     }
   }
 
  private:
+  template <class T>
+  void wrap_row(uint32_t* words, int64_t sites) const {
+    const auto at = [&](int64_t word) { return reinterpret_cast<T*>(words + word * layout.step); };
+    const int64_t last = sites - 1;
+    *at(-1) = *at(last / 32) >> static_cast<uint32_t>(last % 32) << 31;
+    T* behind = at(sites / 32);
+    const uint32_t bit = uint32_t{1} << sites % 32;
+    *behind = (*behind & ~bit) | (*at(0) & 1) * bit;
+  }
+
   template <class Function>
   void for_words(Function function) const {
     for (int64_t chain = 0; chain < chains; ++chain) {
@@ -174,49 +180,6 @@ struct Group {
       if (sites % 32) behind &= (uint32_t{1} << sites % 32) - 1;
     }
   }
-};
-
-// Sites that eight digits leave undecided, until there is a vector of them.
-class Undecided {
- public:
-  Undecided(const Group& group, uint32_t step) : group_(group), step_(step) {}
-
-  // A site is +1 if its word is below `threshold`.
-  void add(uint32_t* word, int bit, uint32_t threshold, int lane, uint64_t site) {
-    word_[count_] = word;
-    bit_[count_] = uint32_t{1} << bit;
-    threshold_[count_] = threshold;
-    seed_[count_] = group_.rest.seed[lane];
-    counter_[count_] = group_.rest.offset[lane] + site / 4;
-    sample_[count_] = group_.rest.sample[lane];
-    place_[count_] = static_cast<int>(site % 4);
-    if (++count_ == lanes) flush();
-  }
-
-  void flush() {
-    if (count_ == 0) return;
-    for (int i = count_; i < lanes; ++i) seed_[i] = counter_[i] = sample_[i] = 0;
-    Word words[4];
-    const Wide counters = Wide::of(counter_), samples = Wide::of(sample_);
-    if (group_.a.noise.key_stride == 0) {
-      lane_words<1>(group_.rest_keys, counters, samples, step_, words);
-    } else {
-      lane_words<1>(LaneKeys(seed_), counters, samples, step_, words);
-    }
-    for (int i = 0; i < count_; ++i) {
-      if (words[place_[i]][i] < threshold_[i]) *word_[i] |= bit_[i];
-    }
-    count_ = 0;
-  }
-
- private:
-  const Group& group_;
-  uint32_t step_;
-  int count_ = 0;
-  uint32_t* word_[lanes];
-  uint32_t bit_[lanes], threshold_[lanes];
-  uint64_t seed_[lanes], counter_[lanes], sample_[lanes];
-  int place_[lanes];
 };
 
 // Bits of a vector of words of a row: which are sites, and which of them have no neighbour on their side.
@@ -308,7 +271,8 @@ Word majority(Word a, Word b, Word c) { return (a & b) | (c & (a | b)); }
 
 // How many neighbours pull each site of a vector up.
 template <int neighbours, bool with_bonds>
-Count count_neighbours(const Row& row, const RowMask& mask, int64_t i, int64_t w) {
+inline __attribute__((always_inline)) Count count_neighbours(const Row& row, const RowMask& mask, int64_t i,
+                                                             int64_t w) {
   const LatticeLayout& layout = row.group.layout;
   const uint32_t* same = row.source[0];
   Word x[most_neighbours] = {};
@@ -342,52 +306,185 @@ Count count_neighbours(const Row& row, const RowMask& mask, int64_t i, int64_t w
   return n;
 }
 
-// The undecided sites of one word.
-void collect(const Row& row, const Count& n, const RowMask& mask, Word undecided, int64_t i, int64_t w,
-             Undecided& list) {
-  const bool chains = row.group.layout.chains_in_lanes();
-  for (int lane = 0; lane < lanes; ++lane) {
-    for (uint32_t left = undecided[lane]; left; left &= left - 1) {
-      const int bit = __builtin_ctz(left);
-      const Thresholds& t = row.group.thresholds[row.missing + (mask.lonely[lane] >> bit & 1)];
-      const uint32_t rest = static_cast<uint32_t>(t.of[lane][n.of(lane, bit)]);
-      const int64_t x = 2 * (32 * (w + (chains ? 0 : lane)) + bit) + row.parity;
-      list.add(row.own + i + lane, bit, rest, lane, static_cast<uint64_t>(row.row * row.group.a.lattice.width + x));
+// A few vectors of a row: which sites eight digits leave undecided, and what their thresholds depend on.
+struct Chunk {
+  static constexpr int vectors = 8, size = vectors * lanes;
+  uint32_t count[3][size], lonely[size];
+  int32_t undecided[size + lanes];  // words that have such sites,
+  int32_t place[size + lanes];      // and which word of the chunk each is
+  int words = 0;
+
+  void add(int64_t v, const Count& n, const RowMask& mask, const Word& sites) {
+    for (const int term : {ones, twos, fours}) store_word(count[term] + v * lanes, n.term[term]);
+    store_word(lonely + v * lanes, mask.lonely);
+    words += keep_nonzero(sites, static_cast<int>(v * lanes), undecided + words, place + words);
+  }
+};
+
+// Undecided sites, until there are enough for a vector. The loops run over whole vectors, whatever is in their last
+// lanes.
+class Undecided {
+ public:
+  Undecided(const Group& group, int colour, uint32_t step) : group_(group), words_(group.colour[colour]), step_(step) {}
+
+  // Of the chunk that begins `first` words into the row.
+  void add(const Row& row, int64_t first, Chunk& chunk) {
+    while (chunk.words > 0) {
+      for (int e = 0; e < chunk.words; e += lanes) add_lowest(row, first, chunk, e);
+      count_ += chunk.words;
+      for (; count_ >= lanes; drop()) decide(lanes);
+      chunk.words = more(chunk);
     }
   }
+
+  void finish() { decide(count_); }
+
+ private:
+  static constexpr int capacity = Chunk::size + 2 * lanes;
+
+  // The lowest site of each of sixteen words.
+  void add_lowest(const Row& row, int64_t first, const Chunk& chunk, int e) {
+    const int32_t* __restrict undecided = chunk.undecided + e;
+    const int32_t* __restrict place = chunk.place + e;
+    const bool chains = group_.layout.chains_in_lanes();
+    const int shift = chains ? __builtin_ctz(lanes) : 0;
+    const int64_t at = row.own - words_ + first;
+    const int64_t site = row.row * group_.a.lattice.width + row.parity + 64 * (chains ? first / lanes : first);
+    const uint32_t* __restrict ones_of = chunk.count[ones];
+    const uint32_t* __restrict twos_of = chunk.count[twos];
+    const uint32_t* __restrict fours_of = chunk.count[fours];
+    const uint32_t* __restrict lonely = chunk.lonely;
+    const uint32_t* __restrict rest_of = group_.thresholds[row.missing].rest[0];
+    constexpr uint32_t next_missing = sizeof(Thresholds) / sizeof(uint32_t);
+    const int to = count_ + e;
+    uint32_t bit[lanes], rest[lanes], lane_of[lanes], place_of[lanes], x[lanes];  // nothing that is read lies there
+    for (int i = 0; i < lanes; ++i) {
+      const int32_t lowest = undecided[i] & -undecided[i];
+      // Of the float whose only digit it is; bit 31 makes it negative.
+      const uint32_t b = ((math::bits_of(static_cast<float>(lowest)) >> 23) - 127) & 31;
+      const uint32_t p = place[i] & (Chunk::size - 1), lane = p & (lanes - 1);
+      const uint32_t n = (ones_of[p] >> b & 1) + 2 * (twos_of[p] >> b & 1) + 4 * (fours_of[p] >> b & 1);
+      const uint32_t alone = lonely[p] >> b & 1;
+      bit[i] = lowest;
+      rest[i] = rest_of[alone * next_missing + lane * Thresholds::counts + n];
+      lane_of[i] = lane;
+      place_of[i] = p;
+      x[i] = 64 * (p >> shift) + 2 * b;
+    }
+    for (int i = 0; i < lanes; ++i) {
+      bit_[to + i] = bit[i];
+      rest_[to + i] = rest[i];
+      lane_[to + i] = lane_of[i];
+      at_[to + i] = at + place_of[i];
+      site_[to + i] = site + x[i];
+    }
+  }
+
+  // Words with a second undecided site, which are rare.
+  static int more(Chunk& chunk) {
+    int32_t any = 0;
+    for (int e = 0; e < chunk.words; ++e) any |= chunk.undecided[e] & (chunk.undecided[e] - 1);
+    if (any == 0) return 0;
+    int count = 0;
+    for (int e = 0; e < chunk.words; ++e) {
+      const int32_t left = chunk.undecided[e] & (chunk.undecided[e] - 1);
+      chunk.undecided[count] = left;
+      chunk.place[count] = chunk.place[e];
+      count += left != 0;
+    }
+    return count;
+  }
+
+  // The first `count` of at most sixteen: +1 where a word of their own is below the rest of the threshold.
+  void decide(int count) {
+    uint64_t seed[lanes], counter[lanes], sample[lanes];
+    for (int i = 0; i < lanes; ++i) {
+      const uint32_t lane = lane_[i] % lanes;
+      counter[i] = group_.rest.offset[lane] + static_cast<uint64_t>(site_[i]) / 4;
+      sample[i] = group_.rest.sample[lane];
+      seed[i] = group_.rest.seed[lane];
+    }
+    Word words[4];
+    if (group_.a.noise.key_stride == 0) {
+      lane_words<1>(group_.rest_keys, Wide::of(counter), Wide::of(sample), step_, words);
+    } else {
+      lane_words<1>(LaneKeys(seed), Wide::of(counter), Wide::of(sample), step_, words);
+    }
+    for (int i = 0; i < count; ++i) {
+      const uint32_t word = words[site_[i] % 4][i];
+      words_[at_[i]] |= word < rest_[i] ? bit_[i] : 0;
+    }
+  }
+
+  void drop() {
+    count_ -= lanes;
+    for (int i = 0; i < count_; ++i) {
+      at_[i] = at_[i + lanes];
+      bit_[i] = bit_[i + lanes];
+      rest_[i] = rest_[i + lanes];
+      lane_[i] = lane_[i + lanes];
+      site_[i] = site_[i + lanes];
+    }
+  }
+
+  const Group& group_;
+  uint32_t* words_;
+  uint32_t step_;
+  int count_ = 0;
+  int64_t at_[capacity], site_[capacity] = {};
+  uint32_t bit_[capacity], rest_[capacity], lane_[capacity] = {};
+};
+
+// The new spins of a vector, and which sites eight digits leave undecided.
+struct Decision {
+  Word up, undecided;
+};
+
+// The uniform is below the threshold if it has the lower digit where they first differ.
+template <int neighbours>
+inline __attribute__((always_inline)) Decision decide(const Group& group, const Row& row, const RowMask& mask,
+                                                      const Count& n, const Word* plane) {
+  const Thresholds& usual = group.thresholds[row.missing];
+  const Thresholds& lonely = group.thresholds[mask.any_lonely ? row.missing + 1 : row.missing];
+  Word up = {}, equal = mask.sites;
+#pragma GCC unroll 8
+  for (int p = 0; p < math::plane_count; ++p) {
+    Word digit = usual.digit[p].at<neighbours>(n);
+    if (mask.any_lonely) digit ^= (digit ^ lonely.digit[p].at<neighbours>(n)) & mask.lonely;
+    const Word differ = digit ^ plane[p];
+    up |= equal & differ & digit;
+    equal &= ~differ;
+  }
+  if (usual.any_certain || lonely.any_certain) {
+    Word certain = usual.certain.at<neighbours>(n);
+    certain ^= (certain ^ lonely.certain.at<neighbours>(n)) & mask.lonely;
+    up |= certain & mask.sites;
+    equal &= ~certain;
+  }
+  return {up, equal};
 }
 
 template <int neighbours, bool with_bonds>
 void update_row(const Group& group, int colour, int64_t index, uint32_t step, Undecided& list) {
   const LatticeLayout& layout = group.layout;
   const Row row(group, colour, index);
-  const Thresholds& usual = group.thresholds[row.missing];
-  const Thresholds& lonely = group.thresholds[row.missing + 1 <= most_missing ? row.missing + 1 : most_missing];
   const int64_t words_a_vector = layout.chains_in_lanes() ? 1 : lanes;
-  const uint64_t first = 2 * static_cast<uint64_t>((colour * layout.rows + index) * layout.words);
-  for (int64_t w = 0, i = 0; w < layout.words; w += words_a_vector, i += lanes) {
-    const RowMask mask = row.mask(w);
-    Word plane[math::plane_count];
-    lane_words<2>(group.plane_keys, group.plane_counters + (first + 2 * w), group.plane_samples, step, plane);
-    const Count n = count_neighbours<neighbours, with_bonds>(row, mask, i, w);
-    // The uniform is below the threshold if it has the lower digit where they first differ.
-    Word up = {}, equal = mask.sites;
-#pragma GCC unroll 8
-    for (int p = 0; p < math::plane_count; ++p) {
-      Word digit = usual.digit[p].at<neighbours>(n);
-      if (mask.any_lonely) digit ^= (digit ^ lonely.digit[p].at<neighbours>(n)) & mask.lonely;
-      const Word differ = digit ^ plane[p];
-      up |= equal & differ & digit;
-      equal &= ~differ;
+  const int64_t vectors = (layout.words + words_a_vector - 1) / words_a_vector;
+  const uint64_t block = 2 * static_cast<uint64_t>((colour * layout.rows + index) * layout.words);
+  for (int64_t first = 0; first < vectors; first += Chunk::vectors) {
+    const int64_t end = first + Chunk::vectors < vectors ? first + Chunk::vectors : vectors;
+    Chunk chunk;
+    for (int64_t v = first; v < end; ++v) {
+      const int64_t w = v * words_a_vector;
+      Word plane[math::plane_count];
+      lane_words<2>(group.plane_keys, group.plane_counters + (block + 2 * w), group.plane_samples, step, plane);
+      const RowMask mask = row.mask(w);
+      const Count n = count_neighbours<neighbours, with_bonds>(row, mask, v * lanes, w);
+      const Decision decision = decide<neighbours>(group, row, mask, n, plane);
+      store_word(row.own + v * lanes, decision.up);
+      chunk.add(v - first, n, mask, decision.undecided);
     }
-    if (usual.any_certain || lonely.any_certain) {
-      Word certain = usual.certain.at<neighbours>(n);
-      certain ^= (certain ^ lonely.certain.at<neighbours>(n)) & mask.lonely;
-      up |= certain & mask.sites;
-      equal &= ~certain;
-    }
-    store_word(row.own + i, up);
-    collect(row, n, mask, equal, i, w, list);
+    list.add(row, first * lanes, chunk);
   }
 }
 
@@ -399,9 +496,9 @@ UpdateRow update_of(const variate_ising_gibbs_args& a) {
 }
 
 void update_rows(const Group& group, UpdateRow update, int colour, int64_t first, int64_t end, uint32_t step) {
-  Undecided list(group, step);
+  Undecided list(group, colour, step);
   for (int64_t row = first; row < end; ++row) update(group, colour, row, step, list);
-  list.flush();
+  list.finish();
   group.wrap(colour, first, end);
 }
 
@@ -443,17 +540,26 @@ void add_row(const Group& group, int64_t index, Sums& sums) {
   }
 }
 
-void add_moments(const Group& group, const Sums& sums) {
+// The sums of each chain, in the first lanes.
+Sums sums_of(const Group& group) {
+  const variate_ising_gibbs_args& a = group.a;
+  const auto add = a.lattice.dimensions == 2 ? (a.bonds ? add_row<4, true> : add_row<4, false>)
+                                             : (a.bonds ? add_row<6, true> : add_row<6, false>);
+  Sums sums;
+  for (int64_t row = 0; row < group.layout.rows; ++row) add(group, row, sums);
+  for (int lane = 1; lane < lanes && !group.layout.chains_in_lanes(); ++lane) {
+    sums.spins[0] += sums.spins[lane];
+    sums.bonds[0] += sums.bonds[lane];
+  }
+  return sums;
+}
+
+void add_moments(const Group& group) {
   const variate_lattice& lattice = group.a.lattice;
   const double sites = static_cast<double>(lattice.depth * lattice.height * lattice.width);
+  const Sums sums = sums_of(group);
   for (int64_t chain = 0; chain < group.chains; ++chain) {
-    int64_t spins = 0, bonds = 0;
-    const bool one = group.layout.chains_in_lanes();
-    for (int lane = one ? static_cast<int>(chain) : 0; lane < (one ? static_cast<int>(chain) + 1 : lanes); ++lane) {
-      spins += sums.spins[lane];
-      bonds += sums.bonds[lane];
-    }
-    const double m = static_cast<double>(spins) / sites, b = static_cast<double>(bonds) / sites;
+    const double m = static_cast<double>(sums.spins[chain]) / sites, b = static_cast<double>(sums.bonds[chain]) / sites;
     double* moments = group.a.moments + (group.first_chain + chain) * VARIATE_ISING_MOMENTS;
     moments[VARIATE_ISING_M] += m;
     moments[VARIATE_ISING_ABS_M] += m < 0.0 ? -m : m;
@@ -465,37 +571,17 @@ void add_moments(const Group& group, const Sums& sums) {
   }
 }
 
-void measure(const Group& group) {
-  const variate_ising_gibbs_args& a = group.a;
-  const auto add = a.lattice.dimensions == 2 ? (a.bonds ? add_row<4, true> : add_row<4, false>)
-                                             : (a.bonds ? add_row<6, true> : add_row<6, false>);
-  Sums sums;
-  for (int64_t row = 0; row < group.layout.rows; ++row) add(group, row, sums);
-  add_moments(group, sums);
-}
-
-bool measures_after(const variate_ising_gibbs_args& a, int64_t sweep) {
-  return a.moments && (sweep + 1) % a.measure_every == 0;
-}
-
-// Chains in lanes: the groups are independent.
-void sweep_groups(const variate_ising_gibbs_args& a, const LatticeLayout& layout, uint32_t* buffer,
-                  int64_t group_words) {
-  const UpdateRow update = update_of(a);
-  const int64_t groups = (a.chains + lanes - 1) / lanes;
+// body(first chain, how many, thread) for each group of chains, or for each chain where the lanes are one.
+template <class Body>
+void for_groups(int64_t chains, const LatticeLayout& layout, int threads, Body body) {
+  const int64_t each = layout.chains_in_lanes() ? lanes : 1, groups = (chains + each - 1) / each;
   const auto run = [&](int64_t g, int thread) {
-    const int64_t first = g * lanes, count = a.chains - first < lanes ? a.chains - first : lanes;
-    const Group group(a, layout, a.bonds, first, count, buffer + thread * group_words);
-    group.load();
-    for (int64_t sweep = 0; sweep < a.sweeps; ++sweep) {
-      for (int k = 0; k < 2; ++k) update_rows(group, update, k, 0, layout.rows, step_of(a, sweep));
-      if (measures_after(a, sweep)) measure(group);
-    }
-    group.store();
+    const int64_t first = g * each;
+    body(first, chains - first < each ? chains - first : each, thread);
   };
 #if defined(_OPENMP)
-  if (a.execution.threads > 1 && groups > 1) {
-#pragma omp parallel for schedule(static) num_threads(a.execution.threads)
+  if (threads > 1 && groups > 1 && layout.chains_in_lanes()) {
+#pragma omp parallel for schedule(static) num_threads(threads)
     for (int64_t g = 0; g < groups; ++g) run(g, omp_get_thread_num());
     return;
   }
@@ -503,43 +589,92 @@ void sweep_groups(const variate_ising_gibbs_args& a, const LatticeLayout& layout
   for (int64_t g = 0; g < groups; ++g) run(g, 0);
 }
 
-// One chain after another, its rows cut among the threads.
-void sweep_rows(const variate_ising_gibbs_args& a, const LatticeLayout& layout, const uint32_t* bonds,
-                uint32_t* buffer) {
-  const UpdateRow update = update_of(a);
-  for (int64_t chain = 0; chain < a.chains; ++chain) {
-    const Group group(a, layout, bonds, chain, 1, buffer);
-    group.load();
-    for (int64_t sweep = 0; sweep < a.sweeps; ++sweep) {
-      for (int k = 0; k < 2; ++k) {
-        const int64_t strip = 16, strips = (layout.rows + strip - 1) / strip;
-        const auto run = [&](int64_t s) {
-          const int64_t end = (s + 1) * strip;
-          update_rows(group, update, k, s * strip, end < layout.rows ? end : layout.rows, step_of(a, sweep));
-        };
+// One colour of one chain, its rows cut among the threads.
+void update_colour(const Group& group, UpdateRow update, int colour, uint32_t step) {
+  const int64_t rows = group.layout.rows, strip = 16, strips = (rows + strip - 1) / strip;
 #if defined(_OPENMP)
-        if (a.execution.threads > 1) {
-#pragma omp parallel for schedule(static) num_threads(a.execution.threads)
-          for (int64_t s = 0; s < strips; ++s) run(s);
-          continue;
-        }
-#endif
-        for (int64_t s = 0; s < strips; ++s) run(s);
-      }
-      if (measures_after(a, sweep)) measure(group);
+  if (group.a.execution.threads > 1 && !group.layout.chains_in_lanes()) {
+#pragma omp parallel for schedule(static) num_threads(group.a.execution.threads)
+    for (int64_t s = 0; s < strips; ++s) {
+      const int64_t end = (s + 1) * strip;
+      update_rows(group, update, colour, s * strip, end < rows ? end : rows, step);
     }
-    group.store();
+    return;
   }
+#else
+  (void)strips;
+#endif
+  update_rows(group, update, colour, 0, rows, step);
 }
 
 // The bonds in the layout of the words.
-void lay_out_bonds(const variate_ising_gibbs_args& a, const LatticeLayout& layout, uint32_t* to) {
+const uint32_t* lay_out_bonds(const variate_ising_gibbs_args& a, const LatticeLayout& layout, uint32_t* to) {
+  if (!a.bonds || layout.chains_in_lanes()) return a.bonds;
   for (int64_t d = 0; d < 4 * a.lattice.dimensions; ++d) {
     for (int64_t row = 0; row < layout.rows; ++row) {
       const uint32_t* from = a.bonds + (d * layout.rows + row) * layout.words;
       std::memcpy(to + d * layout.colour_words() + layout.step + row * layout.pitch, from,
                   layout.words * sizeof(uint32_t));
     }
+  }
+  return to;
+}
+
+// The workspace of a call: cleared, as the lanes beyond the chains and the words beyond a row are read.
+struct Buffers {
+  LatticeLayout layout;
+  LatticeWorkspace sizes;
+  uint32_t* groups;
+  const uint32_t* bonds;
+
+  explicit Buffers(const variate_ising_gibbs_args& a) : layout(layout_of(a)), sizes(a, layout) {
+    constexpr uintptr_t unit = LatticeWorkspace::alignment;
+    groups = reinterpret_cast<uint32_t*>((reinterpret_cast<uintptr_t>(a.execution.workspace) + unit - 1) & ~(unit - 1));
+    std::memset(groups, 0, sizes.size(layout, a.execution.threads) - unit);
+    const int count = layout.chains_in_lanes() && a.execution.threads > 1 ? a.execution.threads : 1;
+    bonds = lay_out_bonds(a, layout, groups + count * sizes.group_words);
+  }
+
+  Group group(const variate_ising_gibbs_args& a, int64_t first, int64_t count, int thread) const {
+    return Group(a, layout, bonds, first, count, groups + thread * sizes.group_words);
+  }
+};
+
+// A row's sites in the order of x, one bit each, twice over where the boundary is periodic.
+void spread_row(const uint32_t* even, const uint32_t* odd, int64_t width, bool periodic, uint64_t* to) {
+  const int64_t length = periodic ? 2 * width : width;
+  for (int64_t i = 0; i <= length / 64 + 1; ++i) to[i] = 0;
+  for (int64_t i = 0; i < length; ++i) {
+    const int64_t x = i < width ? i : i - width;
+    const uint64_t spin = (x % 2 ? odd : even)[x / 2 / 32] >> (x / 2 % 32) & 1;
+    to[i / 64] |= spin << i % 64;
+  }
+}
+
+// The sum over a row of spin(x) spin(x + distance).
+int64_t correlate(const uint64_t* row, int64_t pairs, int64_t distance) {
+  int64_t differ = 0;
+  const int64_t word = distance / 64, bit = distance % 64;
+  for (int64_t i = 0; 64 * i < pairs; ++i) {
+    const uint64_t far = bit ? row[i + word] >> bit | row[i + word + 1] << (64 - bit) : row[i + word];
+    const int64_t left = pairs - 64 * i;
+    differ += __builtin_popcountll((row[i] ^ far) & (left >= 64 ? ~uint64_t{0} : (uint64_t{1} << left) - 1));
+  }
+  return pairs - 2 * differ;
+}
+
+void correlate_chain(const variate_ising_measure_args& a, int64_t chain, uint64_t* bits) {
+  const LatticeLayout layout(a.lattice, false);
+  const bool periodic = a.lattice.boundary == VARIATE_PERIODIC;
+  int64_t* to = a.correlation + chain * a.distance;
+  for (int64_t r = 0; r < a.distance; ++r) to[r] = 0;
+  for (int64_t row = 0; row < layout.rows; ++row) {
+    const uint32_t* colours[2];
+    for (int k = 0; k < 2; ++k) {
+      colours[layout.parity(row, k)] = a.words + chain * layout.chain_words() + (k * layout.rows + row) * layout.words;
+    }
+    spread_row(colours[0], colours[1], a.lattice.width, periodic, bits);
+    for (int64_t r = 1; r <= a.distance; ++r) to[r - 1] += correlate(bits, a.lattice.width - (periodic ? 0 : r), r);
   }
 }
 
@@ -586,17 +721,46 @@ void ising_unpack(const variate_ising_pack_args& a) {
 }
 
 void ising_gibbs(const variate_ising_gibbs_args& a) {
-  const LatticeLayout layout = layout_of(a);
-  const LatticeWorkspace workspace(a, layout);
-  const uintptr_t start = reinterpret_cast<uintptr_t>(a.execution.workspace);
-  constexpr uintptr_t unit = LatticeWorkspace::alignment;
-  uint32_t* buffer = reinterpret_cast<uint32_t*>((start + unit - 1) & ~(unit - 1));
-  const int groups = layout.chains_in_lanes() && a.execution.threads > 1 ? a.execution.threads : 1;
-  std::memset(buffer, 0, sizeof(uint32_t) * (groups * workspace.group_words + workspace.bond_words));
-  if (layout.chains_in_lanes()) return sweep_groups(a, layout, buffer, workspace.group_words);
-  uint32_t* bonds = buffer + workspace.group_words;
-  if (a.bonds) lay_out_bonds(a, layout, bonds);
-  sweep_rows(a, layout, bonds, buffer);
+  const Buffers buffers(a);
+  const UpdateRow update = update_of(a);
+  for_groups(a.chains, buffers.layout, a.execution.threads, [&](int64_t first, int64_t count, int thread) {
+    const Group group = buffers.group(a, first, count, thread);
+    group.load();
+    for (int64_t sweep = 0; sweep < a.sweeps; ++sweep) {
+      for (int colour = 0; colour < 2; ++colour) update_colour(group, update, colour, step_of(a, sweep));
+      if (a.moments && (sweep + 1) % a.measure_every == 0) add_moments(group);
+    }
+    group.store();
+  });
+}
+
+void ising_measure(const variate_ising_measure_args& a) {
+  // A call of no sweeps, of which nothing but the words and bonds is looked at.
+  const int64_t key[2] = {};
+  const double zero = 0.0;
+  const variate_tensor number = {const_cast<double*>(&zero), VARIATE_FLOAT64, 0, 0};
+  variate_ising_gibbs_args none = {};
+  none.execution = a.execution;
+  none.execution.threads = 1;
+  none.noise.key = key;
+  none.lattice = a.lattice;
+  none.chains = a.chains;
+  none.beta = none.coupling = none.field = number;
+  none.bonds = a.bonds;
+  none.words = const_cast<uint32_t*>(a.words);
+  const Buffers buffers(none);
+  for_groups(a.chains, buffers.layout, 1, [&](int64_t first, int64_t count, int thread) {
+    const Group group = buffers.group(none, first, count, thread);
+    group.load();
+    const Sums sums = sums_of(group);
+    for (int64_t chain = 0; chain < count; ++chain) {
+      a.sums[2 * (first + chain)] = sums.spins[chain];
+      a.sums[2 * (first + chain) + 1] = sums.bonds[chain];
+    }
+  });
+  if (a.distance == 0) return;
+  uint64_t* bits = reinterpret_cast<uint64_t*>(buffers.groups);
+  for (int64_t chain = 0; chain < a.chains; ++chain) correlate_chain(a, chain, bits);
 }
 
 }  // namespace variate::cpu::VARIATE_ISA

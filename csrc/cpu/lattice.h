@@ -33,7 +33,8 @@ struct LatticeLayout {
 };
 
 // Long rows of few chains fill the lanes with the words of a row.
-inline LatticeLayout layout_of(const variate_ising_gibbs_args& a) {
+template <class Args>
+LatticeLayout layout_of(const Args& a) {
   const int64_t words = math::words_in_row(a.lattice.width);
   const bool space = a.chains < LatticeLayout::vector && words * a.chains >= LatticeLayout::vector / 2 && words >= 4;
   return LatticeLayout(a.lattice, !space);
@@ -44,7 +45,8 @@ struct LatticeWorkspace {
   static constexpr uint64_t alignment = 64;
   int64_t group_words, bond_words;
 
-  explicit LatticeWorkspace(const variate_ising_gibbs_args& a, const LatticeLayout& layout)
+  template <class Args>
+  LatticeWorkspace(const Args& a, const LatticeLayout& layout)
       : group_words((2 * layout.colour_words() + 15) / 16 * 16),
         bond_words(!a.bonds || layout.chains_in_lanes() ? 0 : 4 * a.lattice.dimensions * layout.colour_words()) {}
 

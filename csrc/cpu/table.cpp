@@ -42,6 +42,10 @@ const Kernels table = {bits,
                        discretized_logistic_mixture_sample,
                        importance_weighted_bound,
                        linear_bernoulli_nll,
-                       linear_categorical_nll};
+                       linear_categorical_nll,
+                       ising_pack,
+                       ising_unpack,
+                       ising_gibbs,
+                       ising_measure};
 
 }  // namespace variate::cpu::VARIATE_ISA

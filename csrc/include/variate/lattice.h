@@ -10,8 +10,9 @@ extern "C" {
 
 typedef enum variate_boundary VARIATE_INT { VARIATE_PERIODIC = 0, VARIATE_OPEN = 1 } variate_boundary;
 
-/* Sites (z, y, x); two dimensions are depth 1, which has no neighbours along z. The colour of a site is (x + y + z) % 2.
-   Sides of periodic lattices are even, so that neighbours have different colours. */
+/* Sites (z, y, x); two dimensions are depth 1, which has no neighbours along z. The colour of a site is (x + y + z)
+   % 2. Sides are at least 2, and those of periodic lattices even, so that neighbours have different colours; at a side
+   of 2 both neighbours are the same site, and count twice. */
 typedef struct variate_lattice {
   int32_t dimensions; /* 2 or 3 */
   variate_boundary boundary;
@@ -81,6 +82,24 @@ typedef struct variate_ising_gibbs_args {
 
 VARIATE_API variate_status variate_ising_gibbs(const variate_ising_gibbs_args* args);
 VARIATE_API uint64_t variate_ising_gibbs_workspace(const variate_ising_gibbs_args* args);
+
+/* sums[chain] = the sum of the spins, the sum over bonds of bond spin spin'. correlation[chain, r - 1] = the sum over
+   sites of spin(x) spin(x + r), r = 1, ..., distance < width; of an open lattice those where both exist.
+   sums: [chains, 2]; correlation: [chains, distance], NULL where distance is 0. */
+typedef struct variate_ising_measure_args {
+  uint32_t struct_size;
+  variate_execution execution;
+  variate_lattice lattice;
+  int64_t chains;
+  const uint32_t* bonds;
+  const uint32_t* words;
+  int64_t* sums;
+  int64_t distance;
+  int64_t* correlation;
+} variate_ising_measure_args;
+
+VARIATE_API variate_status variate_ising_measure(const variate_ising_measure_args* args);
+VARIATE_API uint64_t variate_ising_measure_workspace(const variate_ising_measure_args* args);
 
 #ifdef __cplusplus
 }

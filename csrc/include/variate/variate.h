@@ -5,6 +5,7 @@
 #include "bound.h"
 #include "core.h"
 #include "elbo.h"
+#include "lattice.h"
 #include "linear.h"
 #include "logistic.h"
 #include "random.h"
