@@ -136,7 +136,7 @@ struct Group {
 
   void store() const {
     for (int k = 0; k < 2; ++k) {
-      for (int64_t row = 0; row < layout.rows; ++row) clear_guard(k, row);
+      for (int64_t row = 0; row < layout.rows; ++row) clear_guard(row_of(k, row));
     }
     for_words([](uint32_t& inside, uint32_t& outside) { outside = inside; });
   }
@@ -145,7 +145,7 @@ struct Group {
   void wrap(int k, int64_t first_row, int64_t end_row) const {
     if (a.lattice.boundary == VARIATE_OPEN) return;
     for (int64_t row = first_row; row < end_row; ++row) {
-      const int64_t sites = layout.sites(row, k);
+      const int64_t sites = a.lattice.width / 2;
       layout.chains_in_lanes() ? wrap_row<Word>(row_of(k, row), sites) : wrap_row<uint32_t>(row_of(k, row), sites);
     }
   }
@@ -173,11 +173,11 @@ struct Group {
     }
   }
 
-  void clear_guard(int k, int64_t row) const {
-    const int64_t sites = layout.sites(row, k);
+  void clear_guard(uint32_t* words) const {
+    const int64_t sites = a.lattice.width / 2;
+    if (a.lattice.boundary == VARIATE_OPEN || sites % 32 == 0) return;
     for (int64_t lane = 0; lane < layout.step; ++lane) {
-      uint32_t& behind = row_of(k, row)[lane + sites / 32 * layout.step];
-      if (sites % 32) behind &= (uint32_t{1} << sites % 32) - 1;
+      words[lane + sites / 32 * layout.step] &= (uint32_t{1} << sites % 32) - 1;
     }
   }
 };
@@ -193,7 +193,7 @@ struct Row {
   static constexpr int most_sources = most_neighbours;
   const Group& group;
   int colour;
-  int64_t row;
+  RowAt at;
   uint32_t* own;
   const uint32_t* source[most_sources];  // rows of the other colour: this one twice, then those around
   int direction[most_sources];           // whose bonds
@@ -202,31 +202,30 @@ struct Row {
   int parity;
   int64_t sites;
 
-  Row(const Group& group_, int colour_, int64_t row_)
+  Row(const Group& group_, int colour_, RowAt at_)
       : group(group_),
         colour(colour_),
-        row(row_),
-        own(group_.row_of(colour_, row_)),
-        parity(group_.layout.parity(row_, colour_)),
-        sites(group_.layout.sites(row_, colour_)) {
+        at(at_),
+        own(group_.row_of(colour_, at_.index)),
+        parity(group_.layout.parity(at_, colour_)),
+        sites(group_.layout.sites(at_, colour_)) {
     const variate_lattice& lattice = group.a.lattice;
-    const int64_t y = row % lattice.height, z = row / lattice.height;
     const int along_x = 2 * (lattice.dimensions - 1);
     // Index n of the other colour is to the right of an even site, and to the left of an odd one.
-    add(row, along_x + (parity ? 0 : 1));
-    add(row, along_x + (parity ? 1 : 0));
-    around(y, lattice.height, along_x - 2, [&](int64_t other) { return z * lattice.height + other; });
+    add(at.index, along_x + (parity ? 0 : 1));
+    add(at.index, along_x + (parity ? 1 : 0));
+    around(at.y, lattice.height, along_x - 2, [&](int64_t y) { return at.z * lattice.height + y; });
     if (lattice.dimensions == 3) {
-      around(z, lattice.depth, 0, [&](int64_t other) { return other * lattice.height + y; });
+      around(at.z, lattice.depth, 0, [&](int64_t z) { return z * lattice.height + at.y; });
     }
   }
 
   const uint32_t* bonds(int direction) const {
     const LatticeLayout& layout = group.layout;
     if (!layout.chains_in_lanes()) {
-      return group.bonds + (2 * direction + colour) * layout.colour_words() + layout.step + row * layout.pitch;
+      return group.bonds + (2 * direction + colour) * layout.colour_words() + layout.step + at.index * layout.pitch;
     }
-    return group.bonds + ((2 * direction + colour) * layout.rows + row) * layout.words;
+    return group.bonds + ((2 * direction + colour) * layout.rows + at.index) * layout.words;
   }
 
   // Of the vector that begins with word w.
@@ -254,10 +253,10 @@ struct Row {
   }
 
   template <class RowOf>
-  void around(int64_t at, int64_t size, int direction_, RowOf row_of) {
+  void around(int64_t place, int64_t size, int direction_, RowOf row_of) {
     const bool open = group.a.lattice.boundary == VARIATE_OPEN;
     for (const int side : {-1, 1}) {
-      const int64_t other = at + side;
+      const int64_t other = place + side;
       if (open && (other < 0 || other >= size)) {
         ++missing;
       } else {
@@ -349,7 +348,7 @@ class Undecided {
     const bool chains = group_.layout.chains_in_lanes();
     const int shift = chains ? __builtin_ctz(lanes) : 0;
     const int64_t at = row.own - words_ + first;
-    const int64_t site = row.row * group_.a.lattice.width + row.parity + 64 * (chains ? first / lanes : first);
+    const int64_t site = row.at.index * group_.a.lattice.width + row.parity + 64 * (chains ? first / lanes : first);
     const uint32_t* __restrict ones_of = chunk.count[ones];
     const uint32_t* __restrict twos_of = chunk.count[twos];
     const uint32_t* __restrict fours_of = chunk.count[fours];
@@ -465,12 +464,12 @@ inline __attribute__((always_inline)) Decision decide(const Group& group, const 
 }
 
 template <int neighbours, bool with_bonds>
-void update_row(const Group& group, int colour, int64_t index, uint32_t step, Undecided& list) {
+void update_row(const Group& group, int colour, RowAt at, uint32_t step, Undecided& list) {
   const LatticeLayout& layout = group.layout;
-  const Row row(group, colour, index);
+  const Row row(group, colour, at);
   const int64_t words_a_vector = layout.chains_in_lanes() ? 1 : lanes;
   const int64_t vectors = (layout.words + words_a_vector - 1) / words_a_vector;
-  const uint64_t block = 2 * static_cast<uint64_t>((colour * layout.rows + index) * layout.words);
+  const uint64_t block = 2 * static_cast<uint64_t>((colour * layout.rows + at.index) * layout.words);
   for (int64_t first = 0; first < vectors; first += Chunk::vectors) {
     const int64_t end = first + Chunk::vectors < vectors ? first + Chunk::vectors : vectors;
     Chunk chunk;
@@ -488,7 +487,7 @@ void update_row(const Group& group, int colour, int64_t index, uint32_t step, Un
   }
 }
 
-using UpdateRow = void (*)(const Group&, int, int64_t, uint32_t, Undecided&);
+using UpdateRow = void (*)(const Group&, int, RowAt, uint32_t, Undecided&);
 
 UpdateRow update_of(const variate_ising_gibbs_args& a) {
   if (a.lattice.dimensions == 2) return a.bonds ? update_row<4, true> : update_row<4, false>;
@@ -497,7 +496,9 @@ UpdateRow update_of(const variate_ising_gibbs_args& a) {
 
 void update_rows(const Group& group, UpdateRow update, int colour, int64_t first, int64_t end, uint32_t step) {
   Undecided list(group, colour, step);
-  for (int64_t row = first; row < end; ++row) update(group, colour, row, step, list);
+  for (RowAt at = RowAt::of(group.a.lattice, first); at.index < end; at.advance(group.a.lattice)) {
+    update(group, colour, at, step, list);
+  }
   list.finish();
   group.wrap(colour, first, end);
 }
@@ -512,11 +513,11 @@ struct Sums {
 };
 
 template <int neighbours, bool with_bonds>
-void add_row(const Group& group, int64_t index, Sums& sums) {
+void add_row(const Group& group, RowAt at, Sums& sums) {
   const LatticeLayout& layout = group.layout;
   const int64_t words_a_vector = layout.chains_in_lanes() ? 1 : lanes;
   for (int colour = 0; colour < 2; ++colour) {
-    const Row row(group, colour, index);
+    const Row row(group, colour, at);
     for (int64_t w = 0, i = 0; w < layout.words; w += words_a_vector, i += lanes) {
       const RowMask mask = row.mask(w);
       const Word own = load_word(row.own + i);
@@ -546,7 +547,7 @@ Sums sums_of(const Group& group) {
   const auto add = a.lattice.dimensions == 2 ? (a.bonds ? add_row<4, true> : add_row<4, false>)
                                              : (a.bonds ? add_row<6, true> : add_row<6, false>);
   Sums sums;
-  for (int64_t row = 0; row < group.layout.rows; ++row) add(group, row, sums);
+  for (RowAt at = {}; at.index < group.layout.rows; at.advance(a.lattice)) add(group, at, sums);
   for (int lane = 1; lane < lanes && !group.layout.chains_in_lanes(); ++lane) {
     sums.spins[0] += sums.spins[lane];
     sums.bonds[0] += sums.bonds[lane];
@@ -668,10 +669,11 @@ void correlate_chain(const variate_ising_measure_args& a, int64_t chain, uint64_
   const bool periodic = a.lattice.boundary == VARIATE_PERIODIC;
   int64_t* to = a.correlation + chain * a.distance;
   for (int64_t r = 0; r < a.distance; ++r) to[r] = 0;
-  for (int64_t row = 0; row < layout.rows; ++row) {
+  for (RowAt at = {}; at.index < layout.rows; at.advance(a.lattice)) {
     const uint32_t* colours[2];
     for (int k = 0; k < 2; ++k) {
-      colours[layout.parity(row, k)] = a.words + chain * layout.chain_words() + (k * layout.rows + row) * layout.words;
+      const uint32_t* words = a.words + chain * layout.chain_words();
+      colours[layout.parity(at, k)] = words + (k * layout.rows + at.index) * layout.words;
     }
     spread_row(colours[0], colours[1], a.lattice.width, periodic, bits);
     for (int64_t r = 1; r <= a.distance; ++r) to[r - 1] += correlate(bits, a.lattice.width - (periodic ? 0 : r), r);
@@ -684,11 +686,12 @@ void for_sites(const variate_ising_pack_args& a, Function function) {
   const LatticeLayout layout(a.lattice, false);
   const int64_t rows = a.chains * layout.rows;
   const auto run = [&](int64_t r) {
-    const int64_t chain = r / layout.rows, row = r % layout.rows;
+    const int64_t chain = r / layout.rows;
+    const RowAt at = RowAt::of(a.lattice, r % layout.rows);
     int8_t* spins = a.spins + r * a.lattice.width;
     for (int k = 0; k < 2; ++k) {
-      uint32_t* words = a.words + chain * layout.chain_words() + (k * layout.rows + row) * layout.words;
-      function(spins + layout.parity(row, k), words, layout.sites(row, k), layout.words);
+      uint32_t* words = a.words + chain * layout.chain_words() + (k * layout.rows + at.index) * layout.words;
+      function(spins + layout.parity(at, k), words, layout.sites(at, k), layout.words);
     }
   };
 #if defined(_OPENMP)

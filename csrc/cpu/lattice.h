@@ -6,6 +6,22 @@
 
 namespace variate::cpu {
 
+// A row of a lattice, index = z height + y. Rows are walked, as a division for each would cost as much as its update.
+struct RowAt {
+  int64_t index, z, y;
+
+  static RowAt of(const variate_lattice& lattice, int64_t index) {
+    return {index, index / lattice.height, index % lattice.height};
+  }
+  void advance(const variate_lattice& lattice) {
+    ++index;
+    if (++y == lattice.height) {
+      y = 0;
+      ++z;
+    }
+  }
+};
+
 // A sweep works on vectors of sixteen words: the same word of sixteen chains, or, where chains are few, sixteen words
 // of one row. The words of a row are `step` apart then. Before the first word of a row, and behind its last site, stand
 // copies of what periodic boundaries wrap around to.
@@ -25,10 +41,9 @@ struct LatticeLayout {
 
   bool chains_in_lanes() const { return step == vector; }
   int64_t colour_words() const { return rows * pitch + vector; }
-  int parity(int64_t row, int colour) const {
-    return static_cast<int>((row / lattice.height + row % lattice.height + colour) & 1);
-  }
-  int64_t sites(int64_t row, int colour) const { return math::sites_in_row(lattice.width, parity(row, colour)); }
+  // Of a row's first site of a colour.
+  int parity(RowAt row, int colour) const { return static_cast<int>((row.z + row.y + colour) & 1); }
+  int64_t sites(RowAt row, int colour) const { return math::sites_in_row(lattice.width, parity(row, colour)); }
   int64_t chain_words() const { return 2 * rows * words; }
 };
 
