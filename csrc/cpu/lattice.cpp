@@ -122,6 +122,12 @@ struct Group {
     }
   }
 
+  // Whether every bit of every vector is a site with all its neighbours in the row.
+  bool whole_rows() const {
+    const int64_t vector_sites = 2 * 32 * (layout.chains_in_lanes() ? 1 : lanes);
+    return a.lattice.boundary == VARIATE_PERIODIC && a.lattice.width % vector_sites == 0;
+  }
+
   uint32_t* row_of(int k, int64_t row) const { return colour[k] + row * layout.pitch; }
 
   // Where word w of a row of the caller's words begins.
@@ -463,7 +469,7 @@ inline __attribute__((always_inline)) Decision decide(const Group& group, const 
   return {up, equal};
 }
 
-template <int neighbours, bool with_bonds>
+template <int neighbours, bool with_bonds, bool whole>
 void update_row(const Group& group, int colour, RowAt at, uint32_t step, Undecided& list) {
   const LatticeLayout& layout = group.layout;
   const Row row(group, colour, at);
@@ -477,7 +483,7 @@ void update_row(const Group& group, int colour, RowAt at, uint32_t step, Undecid
       const int64_t w = v * words_a_vector;
       Word plane[math::plane_count];
       lane_words<2>(group.plane_keys, group.plane_counters + (block + 2 * w), group.plane_samples, step, plane);
-      const RowMask mask = row.mask(w);
+      const RowMask mask = whole ? RowMask{splat(~uint32_t{0}), {}, false} : row.mask(w);
       const Count n = count_neighbours<neighbours, with_bonds>(row, mask, v * lanes, w);
       const Decision decision = decide<neighbours>(group, row, mask, n, plane);
       store_word(row.own + v * lanes, decision.up);
@@ -489,9 +495,14 @@ void update_row(const Group& group, int colour, RowAt at, uint32_t step, Undecid
 
 using UpdateRow = void (*)(const Group&, int, RowAt, uint32_t, Undecided&);
 
-UpdateRow update_of(const variate_ising_gibbs_args& a) {
-  if (a.lattice.dimensions == 2) return a.bonds ? update_row<4, true> : update_row<4, false>;
-  return a.bonds ? update_row<6, true> : update_row<6, false>;
+template <int neighbours, bool with_bonds>
+UpdateRow update_of(const Group& group) {
+  return group.whole_rows() ? update_row<neighbours, with_bonds, true> : update_row<neighbours, with_bonds, false>;
+}
+
+UpdateRow update_of(const Group& group) {
+  if (group.a.lattice.dimensions == 2) return group.a.bonds ? update_of<4, true>(group) : update_of<4, false>(group);
+  return group.a.bonds ? update_of<6, true>(group) : update_of<6, false>(group);
 }
 
 void update_rows(const Group& group, UpdateRow update, int colour, int64_t first, int64_t end, uint32_t step) {
@@ -725,10 +736,10 @@ void ising_unpack(const variate_ising_pack_args& a) {
 
 void ising_gibbs(const variate_ising_gibbs_args& a) {
   const Buffers buffers(a);
-  const UpdateRow update = update_of(a);
   for_groups(a.chains, buffers.layout, a.execution.threads, [&](int64_t first, int64_t count, int thread) {
     const Group group = buffers.group(a, first, count, thread);
     group.load();
+    const UpdateRow update = update_of(group);
     for (int64_t sweep = 0; sweep < a.sweeps; ++sweep) {
       for (int colour = 0; colour < 2; ++colour) update_colour(group, update, colour, step_of(a, sweep));
       if (a.moments && (sweep + 1) % a.measure_every == 0) add_moments(group);
