@@ -188,9 +188,10 @@ struct Group {
   }
 };
 
-// Bits of a vector of words of a row: which are sites, and which of them have no neighbour on their side.
+// Bits of a vector of words of a row: which are sites, which of them have no neighbour on one side, and of those which
+// have none behind them.
 struct RowMask {
-  Word sites, lonely;
+  Word sites, lonely, last;
   bool any_lonely;
 };
 
@@ -241,13 +242,14 @@ struct Row {
     const bool open = group.a.lattice.boundary == VARIATE_OPEN;
     const bool first = open && w == 0 && parity == 0;
     const bool last = open && 2 * (sites - 1) + parity == group.a.lattice.width - 1 && end >= sites;
-    RowMask m = {splat(~uint32_t{0}), {}, first || last};
+    RowMask m = {splat(~uint32_t{0}), {}, {}, first || last};
     if (end <= sites && !m.any_lonely) return m;
     for (int lane = 0; lane < lanes; ++lane) {
       const int64_t left = sites - 32 * (w + (chains ? 0 : lane));
       m.sites[lane] = left >= 32 ? ~uint32_t{0} : left > 0 ? (uint32_t{1} << left) - 1 : 0;
       if (first && (chains || lane == 0)) m.lonely[lane] |= 1;
-      if (last && left > 0 && left <= 32) m.lonely[lane] |= uint32_t{1} << (left - 1);
+      if (last && left > 0 && left <= 32) m.last[lane] = uint32_t{1} << (left - 1);
+      m.lonely[lane] |= m.last[lane];
     }
     return m;
   }
@@ -290,7 +292,8 @@ inline __attribute__((always_inline)) Count count_neighbours(const Row& row, con
       const uint32_t* bonds = row.bonds(row.direction[s]);
       x[s] = ~(x[s] ^ (layout.chains_in_lanes() ? splat(bonds[w]) : load_word(bonds + w)));
     }
-    x[row.parity ? 1 : row.direction[0] & 1 ? 1 : 0] &= ~mask.lonely;
+    x[1] &= ~(mask.lonely & ~mask.last);
+    x[row.parity] &= ~mask.last;
   }
   Count n;
   const Word low = x[0] ^ x[1] ^ x[2], carry = majority(x[0], x[1], x[2]);
