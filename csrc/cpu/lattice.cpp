@@ -486,7 +486,7 @@ void update_row(const Group& group, int colour, RowAt at, uint32_t step, Undecid
       const int64_t w = v * words_a_vector;
       Word plane[math::plane_count];
       lane_words<2>(group.plane_keys, group.plane_counters + (block + 2 * w), group.plane_samples, step, plane);
-      const RowMask mask = whole ? RowMask{splat(~uint32_t{0}), {}, false} : row.mask(w);
+      const RowMask mask = whole ? RowMask{splat(~uint32_t{0}), {}, {}, false} : row.mask(w);
       const Count n = count_neighbours<neighbours, with_bonds>(row, mask, v * lanes, w);
       const Decision decision = decide<neighbours>(group, row, mask, n, plane);
       store_word(row.own + v * lanes, decision.up);
