@@ -15,7 +15,7 @@ static inline Word splat(uint32_t x) { return Word{} + x; }
 
 // The lanes that are not 0, next to each other, and where they were, from `first` on; returns how many. Up to sixteen
 // are written. Without a branch, as nothing would predict it.
-static inline int keep_nonzero(const Word& x, int32_t first, int32_t* values, int32_t* places) {
+static inline int keep_nonzero(const Word& x, int32_t first, uint32_t* values, int32_t* places) {
 #if defined(__AVX512F__)
   const __m512i v = reinterpret_cast<__m512i>(x);
   const __mmask16 some = _mm512_test_epi32_mask(v, v);
@@ -26,7 +26,7 @@ static inline int keep_nonzero(const Word& x, int32_t first, int32_t* values, in
 #else
   int count = 0;
   for (int lane = 0; lane < lanes; ++lane) {
-    values[count] = static_cast<int32_t>(x[lane]);
+    values[count] = x[lane];
     places[count] = first + lane;
     count += x[lane] != 0;
   }

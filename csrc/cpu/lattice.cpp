@@ -314,90 +314,77 @@ inline __attribute__((always_inline)) Count count_neighbours(const Row& row, con
   return n;
 }
 
-// A few vectors of a row: which sites eight digits leave undecided, and what their thresholds depend on.
-struct Chunk {
-  static constexpr int vectors = 8, size = vectors * lanes;
-  uint32_t count[3][size], lonely[size];
-  int32_t undecided[size + lanes];  // words that have such sites,
-  int32_t place[size + lanes];      // and which word of the chunk each is
-  int words = 0;
-
-  void add(int64_t v, const Count& n, const RowMask& mask, const Word& sites) {
-    for (const int term : {ones, twos, fours}) store_word(count[term] + v * lanes, n.term[term]);
-    store_word(lonely + v * lanes, mask.lonely);
-    words += keep_nonzero(sites, static_cast<int>(v * lanes), undecided + words, place + words);
-  }
-};
-
-// Undecided sites, until there are enough for a vector. The loops run over whole vectors, whatever is in their last
-// lanes.
+// The sites that eight digits leave undecided: of a few vectors as words, then one by one until there are sixteen. The
+// loops run over whole vectors, whatever is in their last lanes.
 class Undecided {
  public:
   Undecided(const Group& group, int colour, uint32_t step) : group_(group), words_(group.colour[colour]), step_(step) {}
 
-  // Of the chunk that begins `first` words into the row.
-  void add(const Row& row, int64_t first, Chunk& chunk) {
-    while (chunk.words > 0) {
-      for (int e = 0; e < chunk.words; e += lanes) add_lowest(row, first, chunk, e);
-      count_ += chunk.words;
-      for (; count_ >= lanes; drop()) decide(lanes);
-      chunk.words = more(chunk);
-    }
+  // Those of the vector that is `i` words into the row, from word w on.
+  void add(const Row& row, int64_t i, int64_t w, const Count& n, const RowMask& mask, const Word& sites) {
+    const int v = vectors_ * lanes;
+    for (const int term : {ones, twos, fours}) store_word(count_[term] + v, n.term[term]);
+    store_word(lonely_ + v, mask.lonely);
+    origin_[vectors_] = {row.own - words_ + i, row.at.index * group_.a.lattice.width + row.parity + 64 * w,
+                         group_.thresholds[row.missing].rest[0]};
+    some_ += keep_nonzero(sites, v, undecided_ + some_, place_ + some_);
+    if (++vectors_ == most_vectors) settle();
   }
 
-  void finish() { decide(count_); }
+  void finish() {
+    settle();
+    decide(sites_);
+  }
 
  private:
-  static constexpr int capacity = Chunk::size + 2 * lanes;
+  static constexpr int most_vectors = 8, size = most_vectors * lanes, capacity = size + 2 * lanes;
 
-  // The lowest site of each of sixteen words.
-  void add_lowest(const Row& row, int64_t first, const Chunk& chunk, int e) {
-    const int32_t* __restrict undecided = chunk.undecided + e;
-    const int32_t* __restrict place = chunk.place + e;
-    const bool chains = group_.layout.chains_in_lanes();
-    const int shift = chains ? __builtin_ctz(lanes) : 0;
-    const int64_t at = row.own - words_ + first;
-    const int64_t site = row.at.index * group_.a.lattice.width + row.parity + 64 * (chains ? first / lanes : first);
-    const uint32_t* __restrict ones_of = chunk.count[ones];
-    const uint32_t* __restrict twos_of = chunk.count[twos];
-    const uint32_t* __restrict fours_of = chunk.count[fours];
-    const uint32_t* __restrict lonely = chunk.lonely;
-    const uint32_t* __restrict rest_of = group_.thresholds[row.missing].rest[0];
-    constexpr uint32_t next_missing = sizeof(Thresholds) / sizeof(uint32_t);
-    const int to = count_ + e;
-    uint32_t bit[lanes], rest[lanes], lane_of[lanes], place_of[lanes], x[lanes];  // nothing that is read lies there
-    for (int i = 0; i < lanes; ++i) {
-      const int32_t lowest = undecided[i] & -undecided[i];
-      // Of the float whose only digit it is; bit 31 makes it negative.
-      const uint32_t b = ((math::bits_of(static_cast<float>(lowest)) >> 23) - 127) & 31;
-      const uint32_t p = place[i] & (Chunk::size - 1), lane = p & (lanes - 1);
-      const uint32_t n = (ones_of[p] >> b & 1) + 2 * (twos_of[p] >> b & 1) + 4 * (fours_of[p] >> b & 1);
-      const uint32_t alone = lonely[p] >> b & 1;
-      bit[i] = lowest;
-      rest[i] = rest_of[alone * next_missing + lane * Thresholds::counts + n];
-      lane_of[i] = lane;
-      place_of[i] = p;
-      x[i] = 64 * (p >> shift) + 2 * b;
+  // Where a vector lies, the number of its first site, and its thresholds.
+  struct Origin {
+    int64_t word, site;
+    const uint32_t* rest;
+  };
+
+  struct Site {
+    int64_t word, number;
+    uint32_t bit, rest, lane;
+  };
+
+  void settle() {
+    while (some_ > 0) {
+      for (int e = 0; e < some_; ++e) site_[sites_ + e] = lowest_of(undecided_[e], place_[e]);
+      sites_ += some_;
+      for (; sites_ >= lanes; sites_ -= lanes) {
+        decide(lanes);
+        std::memmove(site_, site_ + lanes, (sites_ - lanes) * sizeof(Site));
+      }
+      some_ = more();
     }
-    for (int i = 0; i < lanes; ++i) {
-      bit_[to + i] = bit[i];
-      rest_[to + i] = rest[i];
-      lane_[to + i] = lane_of[i];
-      at_[to + i] = at + place_of[i];
-      site_[to + i] = site + x[i];
-    }
+    vectors_ = 0;
+  }
+
+  // The lowest site of a word.
+  Site lowest_of(uint32_t word, int place) const {
+    const int bit = __builtin_ctz(word), lane = place % lanes;
+    const Origin& origin = origin_[place / lanes];
+    const auto digit = [&](const uint32_t* of) { return of[place] >> bit & 1; };
+    const uint32_t n = digit(count_[ones]) + 2 * digit(count_[twos]) + 4 * digit(count_[fours]);
+    constexpr uint32_t one_more_missing = sizeof(Thresholds) / sizeof(uint32_t);
+    return {origin.word + lane, origin.site + (group_.layout.chains_in_lanes() ? 0 : 64 * lane) + 2 * bit,
+            uint32_t{1} << bit, origin.rest[digit(lonely_) * one_more_missing + lane * Thresholds::counts + n],
+            static_cast<uint32_t>(lane)};
   }
 
   // Words with a second undecided site, which are rare.
-  static int more(Chunk& chunk) {
-    int32_t any = 0;
-    for (int e = 0; e < chunk.words; ++e) any |= chunk.undecided[e] & (chunk.undecided[e] - 1);
+  int more() {
+    uint32_t any = 0;
+    for (int e = 0; e < some_; ++e) any |= undecided_[e] & (undecided_[e] - 1);
     if (any == 0) return 0;
     int count = 0;
-    for (int e = 0; e < chunk.words; ++e) {
-      const int32_t left = chunk.undecided[e] & (chunk.undecided[e] - 1);
-      chunk.undecided[count] = left;
-      chunk.place[count] = chunk.place[e];
+    for (int e = 0; e < some_; ++e) {
+      const uint32_t left = undecided_[e] & (undecided_[e] - 1);
+      undecided_[count] = left;
+      place_[count] = place_[e];
       count += left != 0;
     }
     return count;
@@ -407,8 +394,8 @@ class Undecided {
   void decide(int count) {
     uint64_t seed[lanes], counter[lanes], sample[lanes];
     for (int i = 0; i < lanes; ++i) {
-      const uint32_t lane = lane_[i] % lanes;
-      counter[i] = group_.rest.offset[lane] + static_cast<uint64_t>(site_[i]) / 4;
+      const uint32_t lane = site_[i].lane;
+      counter[i] = group_.rest.offset[lane] + static_cast<uint64_t>(site_[i].number) / 4;
       sample[i] = group_.rest.sample[lane];
       seed[i] = group_.rest.seed[lane];
     }
@@ -418,29 +405,22 @@ class Undecided {
     } else {
       lane_words<1>(LaneKeys(seed), Wide::of(counter), Wide::of(sample), step_, words);
     }
+    const uint32_t* word = reinterpret_cast<const uint32_t*>(words);
     for (int i = 0; i < count; ++i) {
-      const uint32_t word = words[site_[i] % 4][i];
-      words_[at_[i]] |= word < rest_[i] ? bit_[i] : 0;
-    }
-  }
-
-  void drop() {
-    count_ -= lanes;
-    for (int i = 0; i < count_; ++i) {
-      at_[i] = at_[i + lanes];
-      bit_[i] = bit_[i + lanes];
-      rest_[i] = rest_[i + lanes];
-      lane_[i] = lane_[i + lanes];
-      site_[i] = site_[i + lanes];
+      const Site& site = site_[i];
+      words_[site.word] |= word[site.number % 4 * lanes + i] < site.rest ? site.bit : 0;
     }
   }
 
   const Group& group_;
   uint32_t* words_;
   uint32_t step_;
-  int count_ = 0;
-  int64_t at_[capacity], site_[capacity] = {};
-  uint32_t bit_[capacity], rest_[capacity], lane_[capacity] = {};
+  int vectors_ = 0, some_ = 0, sites_ = 0;
+  Origin origin_[most_vectors];
+  uint32_t count_[3][size], lonely_[size];
+  uint32_t undecided_[size + lanes];  // words that have such sites,
+  int32_t place_[size + lanes];       // and which each is
+  Site site_[capacity] = {};
 };
 
 // The new spins of a vector, and which sites eight digits leave undecided.
@@ -479,20 +459,15 @@ void update_row(const Group& group, int colour, RowAt at, uint32_t step, Undecid
   const int64_t words_a_vector = layout.chains_in_lanes() ? 1 : lanes;
   const int64_t vectors = (layout.words + words_a_vector - 1) / words_a_vector;
   const uint64_t block = 2 * static_cast<uint64_t>((colour * layout.rows + at.index) * layout.words);
-  for (int64_t first = 0; first < vectors; first += Chunk::vectors) {
-    const int64_t end = first + Chunk::vectors < vectors ? first + Chunk::vectors : vectors;
-    Chunk chunk;
-    for (int64_t v = first; v < end; ++v) {
-      const int64_t w = v * words_a_vector;
-      Word plane[math::plane_count];
-      lane_words<2>(group.plane_keys, group.plane_counters + (block + 2 * w), group.plane_samples, step, plane);
-      const RowMask mask = whole ? RowMask{splat(~uint32_t{0}), {}, {}, false} : row.mask(w);
-      const Count n = count_neighbours<neighbours, with_bonds>(row, mask, v * lanes, w);
-      const Decision decision = decide<neighbours>(group, row, mask, n, plane);
-      store_word(row.own + v * lanes, decision.up);
-      chunk.add(v - first, n, mask, decision.undecided);
-    }
-    list.add(row, first * lanes, chunk);
+  for (int64_t v = 0; v < vectors; ++v) {
+    const int64_t w = v * words_a_vector, i = v * lanes;
+    Word plane[math::plane_count];
+    lane_words<2>(group.plane_keys, group.plane_counters + (block + 2 * w), group.plane_samples, step, plane);
+    const RowMask mask = whole ? RowMask{splat(~uint32_t{0}), {}, {}, false} : row.mask(w);
+    const Count n = count_neighbours<neighbours, with_bonds>(row, mask, i, w);
+    const Decision decision = decide<neighbours>(group, row, mask, n, plane);
+    store_word(row.own + i, decision.up);
+    list.add(row, i, w, n, mask, decision.undecided);
   }
 }
 
