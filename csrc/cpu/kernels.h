@@ -51,6 +51,7 @@ struct Kernels {
   void (*ising_unpack)(const variate_ising_pack_args&);
   void (*ising_gibbs)(const variate_ising_gibbs_args&);
   void (*ising_measure)(const variate_ising_measure_args&);
+  void (*potts_gibbs)(const variate_potts_gibbs_args&);
 };
 
 // The kernels of the instruction set in use.
@@ -121,6 +122,7 @@ void ising_pack(const variate_ising_pack_args&);
 void ising_unpack(const variate_ising_pack_args&);
 void ising_gibbs(const variate_ising_gibbs_args&);
 void ising_measure(const variate_ising_measure_args&);
+void potts_gibbs(const variate_potts_gibbs_args&);
 
 }  // namespace VARIATE_ISA
 #endif

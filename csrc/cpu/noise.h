@@ -18,6 +18,7 @@ struct BlockRange {
   uint32_t first_sample;
   int64_t blocks_per_row;
   int64_t blocks;
+  uint32_t step = 0;
 };
 
 inline constexpr int64_t noise_slack = 64;  // a fill may write this many words beyond its range
@@ -129,7 +130,7 @@ static inline void fill_blocks(const BlockRange& range, const RoundKeys& keys, u
       c0[g] = Lanes::add(origin, block[g]);
       c1[g] = Lanes::high(one_row ? origin : c0[g]);
       c2[g] = one_row ? sample : Lanes::add(sample, row[g]);
-      c3[g] = Lanes::set1(0);
+      c3[g] = Lanes::set1(range.step);
       block[g] = Lanes::add(block[g], step_block);
       if constexpr (!one_row) {
         row[g] = Lanes::add(row[g], step_row);
@@ -176,7 +177,8 @@ static inline void fill_words(const BlockRange& range, uint32_t* out) {
   int64_t block = 0;
   uint32_t row = 0;
   for (int64_t k = 0; k < range.blocks; ++k) {
-    const math::Words words = math::noise_words(range.key, range.first_block + block, range.first_sample + row);
+    const math::Words words =
+        math::noise_words(range.key, range.first_block + block, range.first_sample + row, range.step);
     for (int i = 0; i < 4; ++i) out[4 * k + i] = words.w[i];
     if (++block == range.blocks_per_row) {
       block = 0;

@@ -46,6 +46,7 @@ const Kernels table = {bits,
                        ising_pack,
                        ising_unpack,
                        ising_gibbs,
-                       ising_measure};
+                       ising_measure,
+                       potts_gibbs};
 
 }  // namespace variate::cpu::VARIATE_ISA

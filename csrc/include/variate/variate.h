@@ -8,6 +8,7 @@
 #include "lattice.h"
 #include "linear.h"
 #include "logistic.h"
+#include "potts.h"
 #include "random.h"
 #include "relaxed.h"
 #include "reparam.h"
