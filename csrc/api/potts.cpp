@@ -17,7 +17,7 @@ void check_sides(Checks& checks, const variate_lattice& lattice) {
                  static_cast<int>(lattice.boundary));
   const bool periodic = lattice.boundary == VARIATE_PERIODIC;
   const auto side = [&](int64_t value, const char* name) {
-    checks.require(value > 0, "lattice.%s must be at least 1, got %lld", name, static_cast<long long>(value));
+    checks.require(value >= 2, "lattice.%s must be at least 2, got %lld", name, static_cast<long long>(value));
     checks.require(!periodic || value % 2 == 0, "lattice.%s must be even with VARIATE_PERIODIC, got %lld", name,
                    static_cast<long long>(value));
   };

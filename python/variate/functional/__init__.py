@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
-from . import bound, elbo, linear, logistic, random, relaxed, reparam
+from . import bound, elbo, lattice, linear, logistic, random, relaxed, reparam
 from ._backend import backends, register_triton, use_backend
 from ._checks import set_debug
 from .bound import ImportanceBound, importance_weighted_bound
 from .elbo import bernoulli_kl, bernoulli_nll, categorical_kl, categorical_nll, normal_kl, normal_nll
+from .lattice import (
+    IsingMeasurement,
+    IsingObservables,
+    ising_gibbs,
+    ising_measure,
+    ising_observables,
+    ising_pack,
+    ising_unpack,
+    potts_gibbs,
+)
 from .linear import linear_bernoulli_nll, linear_categorical_nll
 from .logistic import (
     discretized_logistic_mixture_nll,
@@ -25,6 +35,8 @@ register_triton()
 
 __all__ = [
     "ImportanceBound",
+    "IsingMeasurement",
+    "IsingObservables",
     "backends",
     "bernoulli_kl",
     "bernoulli_nll",
@@ -40,7 +52,13 @@ __all__ = [
     "gumbel_rsample",
     "gumbel_softmax",
     "importance_weighted_bound",
+    "ising_gibbs",
+    "ising_measure",
+    "ising_observables",
+    "ising_pack",
+    "ising_unpack",
     "laplace_rsample",
+    "lattice",
     "linear",
     "linear_bernoulli_nll",
     "linear_categorical_nll",
@@ -50,6 +68,7 @@ __all__ = [
     "normal_nll",
     "normal_rsample",
     "normal_rsample_kl",
+    "potts_gibbs",
     "random",
     "relaxed",
     "relaxed_bernoulli_rsample",

@@ -2,7 +2,8 @@
 
 A lattice of `chains` independent copies is [chains, height, width] or [chains, depth, height, width]. Neighbours are
 one step apart along one dimension; boundary "periodic" joins the ends of each side, which are even then, so that
-neighbours have different colours (x + y + z) % 2; "open" does not, and takes any sides.
+neighbours have different colours (x + y + z) % 2, and at a side of 2 count twice; "open" does not, and takes any sides
+from 2 on.
 
 The fields of spins are whole numbers times J, so the draws are the same bits on every device, whatever the split of the
 chains over calls, of the sweeps over calls, or the packing.
@@ -147,7 +148,7 @@ def ising_gibbs(
         first_sample,
     )
     out = words if packed else _backend.select("ising_unpack", words)(words, size[-1])
-    return out if moments is None else (out, moments / (sweeps // measure_every))
+    return out if moments is None else (out, moments / (sweeps // (measure_every or 1)))
 
 
 def ising_pack(spins: Tensor, *, boundary: str = "periodic") -> Tensor:
@@ -179,7 +180,7 @@ def ising_unpack(words: Tensor, width: int) -> Tensor:
     op = _backend.select("ising_unpack", words)
     if op is None or _gate.transformed():
         return reference.lattice.ising_unpack(words, width)
-    return op(words, width)
+    return op(words.contiguous(), width)
 
 
 def ising_measure(
@@ -225,7 +226,7 @@ def ising_measure(
             width=width,
             distance=distance,
         )
-    words = spins if packed else _pack(spins, opened)
+    words = spins.contiguous() if packed else _pack(spins, opened)
     signs = None if bonds is None else _bond_words(bonds, opened)
     sums, pairs = op(words, size[-1], opened, signs, distance)
     return reference.lattice.measurement_of(sums[:, 0], sums[:, 1], pairs, size, coupling, field, opened)
@@ -268,7 +269,7 @@ def ising_observables(
     _checks.floating("moments", moments)
     if moments.dim() == 0 or moments.shape[-1] != _MOMENTS:
         raise ValueError(f"moments: expected shape (..., {_MOMENTS}), got {tuple(moments.shape)}")
-    if len(size) not in (2, 3) or any(n < 1 for n in size):
+    if len(size) not in (2, 3) or any(n < 2 for n in size):
         raise ValueError(f"size: expected the two or three sides of the lattice, got {tuple(size)}")
     return reference.lattice.ising_observables(
         moments, tuple(size), beta=beta, coupling=coupling, field=field, boundary=boundary
@@ -381,11 +382,11 @@ def _check_lattice(name: str, value: Tensor, opened: bool) -> None:
 
 
 def _check_sides(name: str, size: Sequence[int], opened: bool) -> None:
-    if any(n < 1 for n in size):
-        raise ValueError(f"{name}: expected sides of at least 1, got {tuple(size)}")
+    if any(n < 2 for n in size):
+        raise ValueError(f"{name}: expected sides of at least 2, got {tuple(size)}")
     if not opened and any(n % 2 for n in size):
         raise ValueError(
-            f'{name}: expected even sides, as an odd periodic one has neighbours of one colour, got {tuple(size)}; '
+            f"{name}: expected even sides, as an odd periodic one has neighbours of one colour, got {tuple(size)}; "
             'boundary="open" takes any'
         )
 
@@ -438,7 +439,7 @@ def _parameter(name: str, value: float | Tensor, chains: int, like: Tensor, *, i
     """float64, 0-d or [chains], on the device of `like`."""
     if not isinstance(value, Tensor):
         number = _checks.number(name, value, torch.float64, like.device)
-        if not torch.compiler.is_compiling() and not (math.isfinite(value) or infinite and not math.isnan(value)):
+        if not torch.compiler.is_compiling() and not (math.isfinite(value) or (infinite and not math.isnan(value))):
             raise ValueError(f"{name}: expected a {'number' if infinite else 'finite number'}, got {value}")
         return number
     _floats(name, value, like)

@@ -92,12 +92,11 @@ def ising_gibbs(
 
 
 def ising_pack(spins: Tensor, *, boundary: str = "periodic") -> Tensor:
-    *rows, width = spins.shape[1:]
-    half = (width + 1) // 2
-    count = (half + 31) // 32
+    width = spins.shape[-1]
+    count = (width + 63) // 64
     colours = _colours(spins.shape[1:], spins.device)
     up = torch.nn.functional.pad((spins > 0).long(), (0, 64 * count - width))
-    colours = torch.nn.functional.pad(colours.expand(rows + [width]), (0, 64 * count - width), value=-1)
+    colours = torch.nn.functional.pad(colours, (0, 64 * count - width), value=-1)
     places = torch.arange(32, device=spins.device)
     planes = []
     for colour in range(2):
