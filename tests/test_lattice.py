@@ -32,6 +32,7 @@ from variate.functional import (
     ising_unpack,
     potts_gibbs,
 )
+from variate.models import Ising, Potts
 
 KEY = random.key(0x0123456789ABCDEF, 2**33 - 2)  # its offset carries into the counter's second word
 SIGMAS = 4
@@ -759,3 +760,93 @@ def test_measurements_refuse() -> None:
         ising_unpack(ising_pack(SPINS), 65)
     with pytest.raises(TypeError, match="words: expected int32 words"):
         ising_unpack(SPINS, 6)
+
+
+# Models.
+
+
+def test_the_models_are_their_functions() -> None:
+    model = Ising((6, 70), 3, beta=0.4, coupling=bonds_of((6, 70)), field=spread(-0.2, 0.2, 3), key=KEY)
+    start = model.spins
+    options = {"beta": 0.4, "coupling": bonds_of((6, 70)), "field": spread(-0.2, 0.2, 3), "key": KEY}
+    model.sweep(3)
+    seen = model.observe(4, every=2)
+    expected = ising_gibbs(start, sweeps=3, **options)
+    expected, moments = ising_gibbs(expected, sweeps=4, measure_every=2, first_step=3, **options)
+    assert torch.equal(model.spins, expected)
+    wanted = ising_observables(moments, (6, 70), beta=0.4, coupling=0.8, field=spread(-0.2, 0.2, 3))
+    assert all(torch.equal(x, y) for x, y in zip(seen, wanted, strict=True))
+    measured = ising_measure(expected, coupling=options["coupling"], field=options["field"], distance=5)
+    assert all(torch.equal(x, y) for x, y in zip(model.measure(5), measured, strict=True))
+    assert torch.equal(model(2), ising_gibbs(expected, sweeps=2, first_step=7, **options))
+
+    potts = Potts((4, 6), 3, 5, beta=0.8, key=KEY)
+    start = potts.states
+    potts.sweep(2)
+    assert torch.equal(potts(1), potts_gibbs(start, 3, beta=0.8, sweeps=3, key=KEY))
+    measured = potts.measure()
+    assert torch.allclose(measured.fractions.sum(1), torch.ones(5, dtype=torch.float64))
+    bonds = sum((potts.states == potts.states.roll(1, d)).double().mean((1, 2)) for d in (1, 2))
+    torch.testing.assert_close(measured.energy, -bonds)
+
+
+def test_a_potts_model_with_two_states_is_an_ising_model() -> None:
+    ising = Ising((8, 8), 64, beta=0.4, field=0.1, key=KEY)
+    potts = Potts((8, 8), 2, 64, beta=0.8, field=torch.tensor([0.0, 0.1]), key=KEY, boundary="periodic")
+    for model in (ising, potts):
+        model.sweep(50)
+    seen, other = ising.observe(400), potts.observe(400)
+    # Bonds [s = s'] are (1 + s s') / 2, and states s (1 + s) / 2.
+    difference = other.energy - (seen.energy / 2 - 1 - 0.05)
+    assert_mean(difference, 0.0)
+
+
+def test_models_go_on_from_a_state_dict(tmp_path) -> None:
+    for make in (lambda key: Ising((4, 6), 3, beta=0.4, key=key), lambda key: Potts((4, 6), 3, 3, beta=0.4, key=key)):
+        model, other = make(KEY), make(random.key(9))
+        model.sweep(3)
+        other.load_state_dict(model.state_dict())
+        assert torch.equal(model(5), other(5)) and model.steps == other.steps == 8
+
+
+def test_annealing_and_scans() -> None:
+    model = Ising((6, 10), 4, beta=0.1, start="ordered", key=KEY)
+    assert (model.spins == 1).all()
+    betas = [0.2, 0.3, 0.4]
+    done = []
+    seen = model.scan(betas, burn_in=2, sweeps=4, every=2, progress=done.append)
+    assert seen.energy.shape == (3, 4) and done == [6, 6, 6] and model.steps == 18
+    spins = torch.ones(4, 6, 10, dtype=torch.int8)
+    for index, beta in enumerate(betas):
+        spins = ising_gibbs(spins, beta=beta, sweeps=6, first_step=6 * index, key=KEY)
+    assert torch.equal(model.spins, spins)
+    model.anneal(torch.tensor([0.5, 0.6]), sweeps=2)
+    assert model.beta.item() == pytest.approx(0.6) and model.steps == 22
+    potts = Potts((4, 6), 3, 2, beta=1.0, start="ordered", key=KEY)
+    assert potts.scan([0.5, 1.0], burn_in=1, sweeps=3).order.shape == (2, 2)
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda: Ising((5, 6), beta=0.4), ValueError, "spins: expected even sides"),
+        (lambda: Ising((6,), beta=0.4), ValueError, "shape: expected"),
+        (lambda: Ising((4, 6), 0, beta=0.4), ValueError, "chains: expected at least 1"),
+        (lambda: Ising((4, 6), beta=math.nan), ValueError, "beta: expected finite numbers"),
+        (lambda: Ising((4, 6), beta="hot"), TypeError, "beta: expected a number or a tensor"),
+        (lambda: Ising((4, 6), beta=0.4, start="up"), ValueError, "start: expected"),
+        (lambda: Ising((4, 6), beta=0.4, coupling=torch.ones(3, 4, 6)), ValueError, "coupling: expected"),
+        (lambda: Ising((4, 6), beta=0.4).observe(3, every=4), ValueError, "sweeps: expected at least 4"),
+        (
+            lambda: Ising((4, 6), beta=0.4).set(heat=1),
+            TypeError,
+            "heat: expected beta, coupling or field",
+        ),
+        (lambda: Ising((4, 6), beta=0.4).scan([], burn_in=1, sweeps=1), ValueError, "betas: expected at least one"),
+        (lambda: Potts((4, 6), 1, beta=0.4), ValueError, "q: expected at least 2"),
+        (lambda: Potts((4, 6), 3, beta=0.4, field=torch.zeros(2)), ValueError, "field: expected shape"),
+    ],
+)
+def test_models_refuse(call, error, message) -> None:
+    with pytest.raises(error, match=message):
+        call()

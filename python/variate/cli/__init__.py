@@ -1,4 +1,4 @@
-"""The command line, ``python -m variate``: what is installed, a training run, and the demo."""
+"""The command line, ``python -m variate``: what is installed, a training run, a lattice, and the demo."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import variate
 
 from .._optional import MissingExtra
 from ..checkpoint import CheckpointError
-from . import demo, info, train
+from . import demo, info, sample, train
 from ._arguments import CommandError
 
 __all__ = ["main"]
@@ -51,6 +51,6 @@ def _parser() -> argparse.ArgumentParser:
     ):
         parser.add_argument(f"--{name}", dest="answer", action="store_const", const=answer, help=f"print {what}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
-    for module in (info, train, demo):
+    for module in (info, train, sample, demo):
         module.add_command(commands)
     return parser

@@ -77,7 +77,7 @@ def ising_gibbs(
             first_step is m more.
 
     Returns:
-        The spins after the sweeps, as they came in; with ``measure_every`` also the means of m, \\|m\\|, m^2, m^4, b, b^2
+        The spins after the sweeps, as they came in; with ``measure_every`` also the means of m, |m|, m^2, m^4, b, b^2
         and m b, float64 [chains, 7]: m is the magnetisation, b the sum over bonds of (sign J) s s', both per site.
         :func:`ising_observables` makes energies, heat capacities and cumulants of them.
 
@@ -89,9 +89,9 @@ def ising_gibbs(
         RuntimeError: under torch.func without a key.
 
     Sweep k draws at step first_step + k, taken modulo 2^32. With rows r = z height + y and words of 32 sites of one
-    colour, word w of row r and colour c takes eight words of the stream from element 8 ((c rows + r) words + w) on: bit b
-    of the p-th is digit p of the uniform of site x = 2 (32 w + b) + (y + z + c) % 2. A site that eight digits leave
-    undecided takes 32 more, element (z height + y) width + x of fold_in(key, 1).
+    colour, word w of row r and colour c takes eight words of the stream from element 8 ((c rows + r) words + w) on: bit
+    b of the p-th is digit p of the uniform of site x = 2 (32 w + b) + (y + z + c) % 2. A site that eight digits leave
+    undecided takes 32 more, the word of element (z height + y) width + x of fold_in(key, 1).
 
     Source: Glauber 1963; bit planes as in multi-spin coding, Creutz, Jacobs, Rebbi 1979.
     """
@@ -243,8 +243,9 @@ def ising_observables(
 ) -> IsingObservables:
     """What the means of :func:`ising_gibbs` say of a lattice of N sites, per site:
 
-    energy e = -(J <b> + field <m>);  specific heat N beta^2 (<e^2> - <e>^2);  susceptibility N beta (<m^2> - <\\|m\\|>^2);
-    Binder's cumulant 1 - <m^4> / (3 <m^2>^2);  nearest, <b> by the number of bonds of a site.
+    energy e = -(J <b> + field <m>);  specific heat N beta^2 (<e^2> - <e>^2);
+    susceptibility N beta (<m^2> - <|m|>^2);  Binder's cumulant 1 - <m^4> / (3 <m^2>^2);
+    nearest, <b> by the number of bonds of a site.
 
     Args:
         moments: floating [..., 7]: of each chain, or averaged over chains.
@@ -290,13 +291,13 @@ def potts_gibbs(
     first_sample: int = 0,
     first_step: int = 0,
 ) -> Tensor:
-    """Sweeps of Gibbs sampling from p(s) ~ exp(beta (J sum over bonds [s = s'] + sum_x field_{s_x})): in each sweep first
-    the states of colour 0, then those of colour 1, become a with probability w_a / sum_b w_b,
+    """Sweeps of Gibbs sampling from p(s) ~ exp(beta (J sum over bonds [s = s'] + sum_x field_{s_x})): in each sweep
+    first the states of colour 0, then those of colour 1, become a with probability w_a / sum_b w_b,
 
     w_a = round(2^k exp(beta (J (n_a - n_m) + field_a - field_m))),  k = 31 - floor(log2 q),
 
-    n_a being the number of neighbours in state a, and m the likeliest state. So probabilities are exact to 2^-k, and what
-    is less likely than 2^-(k + 1) times the likeliest never happens.
+    n_a being the number of neighbours in state a, and m the likeliest state. So probabilities are exact to 2^-k, and
+    what is less likely than 2^-(k + 1) times the likeliest never happens.
 
     Args:
         states: uint8 [chains, height, width] or [chains, depth, height, width] of 0 ... q - 1.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from . import likelihoods
 from .hierarchical import HierarchicalVAE, TopDownLayer
+from .lattice import Ising, Potts
 from .vae import VAE
 
-__all__ = ["VAE", "HierarchicalVAE", "TopDownLayer", "likelihoods"]
+__all__ = ["VAE", "HierarchicalVAE", "Ising", "Potts", "TopDownLayer", "likelihoods"]
