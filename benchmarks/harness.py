@@ -20,7 +20,8 @@ PHILOX_CHUNK = 2**18  # words; 1 MiB stays in a core's cache, so that Philox bin
 
 @dataclass(frozen=True)
 class Target:
-    """A promise: `against` takes at least `at_least` times as long as ours. Missing it fails nothing."""
+    """A promise: `against` takes at least `at_least` times as long as ours, or ours makes so many flips per nanosecond.
+    Missing it fails nothing."""
 
     against: str
     at_least: float
@@ -54,6 +55,9 @@ class Case:
     but a limit. `check(args, leaves)` raises AssertionError if ours is wrong. `traffic` and `words` are, by
     mode, the bytes a perfect implementation moves and the Philox words it draws. A threaded case is also
     timed with several threads against one; the sizes of a sweep are summarised together.
+
+    `portions`: which part of the work a competitor does that is too slow for all of it; its times count for the whole.
+    Of a sampler, `flips` are the site updates of one call, and `effective()` how many independent samples it is worth.
     """
 
     family: str
@@ -66,6 +70,9 @@ class Case:
     leaves: tuple[int, ...] = ()
     traffic: Mapping[str, int] = field(default_factory=dict)
     words: Mapping[str, int] = field(default_factory=dict)
+    portions: Mapping[str, float] = field(default_factory=dict)
+    flips: int = 0
+    effective: Callable[[], float] | None = None
     targets: tuple[Target, ...] = ()
     variant: str = "float32"
     threaded: bool = False
@@ -277,6 +284,7 @@ def measure(job: Job, settings: Settings) -> tuple[Row, list[float]]:
         calls, failures = _calls(job, args, settings)
         memory = {name: call.peak_memory() for name, call in calls.items() if not name.startswith("bound: ")}
         samples = interleave(calls, settings.rounds)
+        samples = {name: [t / case.portions.get(name, 1.0) for t in times] for name, times in samples.items()}
     finally:
         torch.set_num_threads(before)
     ours = samples["ours"]
@@ -297,4 +305,7 @@ def measure(job: Job, settings: Settings) -> tuple[Row, list[float]]:
         "targets": targets,
         "unavailable": failures,
     }
+    if case.flips:
+        row["flips"] = case.flips
+        row["effective"] = case.effective() if case.effective and not settings.quick else None
     return row, ours

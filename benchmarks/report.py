@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from .results import FOLDER, ROOT, Row, load
+from .results import FOLDER, RATE, ROOT, Row, load
 
 BEGIN, END = "<!-- benchmarks: begin -->", "<!-- benchmarks: end -->"
 PAGE = ROOT / "docs" / "benchmarks.md"
@@ -78,8 +78,14 @@ def bound_text(row: Row) -> str:
 
 
 def _met(row: Row, target: dict[str, Any]) -> bool:
+    if target["against"] == RATE:
+        return flips_per_ns(row) >= target["at_least"]
     ratio = row["ratio"].get(target["against"])
     return bool(ratio) and ratio["median"] >= target["at_least"]
+
+
+def flips_per_ns(row: Row) -> float:
+    return row["flips"] / row["seconds"]["ours"] * 1e-9
 
 
 def _measured(rows: Iterable[Row]) -> list[Row]:
@@ -129,15 +135,19 @@ def promises(rows: Sequence[Row]) -> Table:
 def _promise(row: Row, target: dict[str, Any], where: str) -> tuple[str, ...]:
     against = target["against"]
     ratio = row["ratio"].get(against)
+    if against == RATE:
+        found, promised, known = f"{flips_per_ns(row):.2f}", f"{target['at_least']:g}", True
+    else:
+        found, promised, known = factor(ratio) if ratio else "not measured", f"{target['at_least']:g}x", bool(ratio)
     return (
         row["op"],
         where,
         mode(row),
         against,
         duration(row["seconds"]["ours"]),
-        factor(ratio) if ratio else "not measured",
-        f"{target['at_least']:g}x",
-        "yes" if _met(row, target) else "no" if ratio else "",
+        found,
+        promised,
+        "yes" if _met(row, target) else "no" if known else "",
         bound_text(row),
     )
 
@@ -167,6 +177,18 @@ def details(rows: Sequence[Row], family: str) -> Table:
     return Table(family, columns, lines)
 
 
+def samplers(rows: Sequence[Row]) -> Table:
+    """Site updates per nanosecond, and independent samples per second of all chains together."""
+    lines = []
+    for row in _measured(rows):
+        if row.get("flips"):
+            seconds, effective = row["seconds"]["ours"], row.get("effective")
+            worth = f"{effective / seconds:.3g}" if effective else ""
+            lines.append((row["op"], shape(row), mode(row), f"{flips_per_ns(row):.2f}", worth))
+    columns = ("op", "shape", "mode", "flips per ns", "effective samples per second")
+    return Table("Samplers", columns, lines)
+
+
 def fixed_costs(rows: Sequence[Row]) -> Table:
     """Microseconds for one element: what a call costs before it does anything."""
     lines = []
@@ -183,7 +205,7 @@ def tables(data: dict[str, Any]) -> list[Table]:
     """Every table of one machine, empty ones left out."""
     rows = sorted(data["rows"].values(), key=_order)
     families = sorted({row["family"] for row in rows})
-    drawn = [promises(rows), fixed_costs(rows), *(details(rows, family) for family in families)]
+    drawn = [promises(rows), fixed_costs(rows), samplers(rows), *(details(rows, family) for family in families)]
     return [table for table in drawn if table.rows]
 
 

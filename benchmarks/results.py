@@ -19,6 +19,7 @@ FOLDER = Path(__file__).resolve().parent / "results"
 SCRATCH = ROOT / "runs" / "bench"  # quick runs go here: they are for looking at, not for keeping
 
 Row = dict[str, Any]
+RATE = "flips/ns"  # a target against it promises a rate, not a ratio
 
 
 def cpu_model() -> str:

@@ -25,6 +25,7 @@ __all__ = ["CRITICAL", "Curve", "add_command", "onsager_magnetisation", "sample_
 CRITICAL = 2 / math.log1p(math.sqrt(2))  # the temperature at which the order ends, J = 1
 _COLDEST, _HOTTEST = 1.5, 3.0
 _PICTURED = (0.9 * CRITICAL, CRITICAL, 1.2 * CRITICAL)
+_EVERY = 5  # sweeps, between which little changes
 _PARTS = 50  # of a run, each a step of the progress bar
 
 
@@ -83,7 +84,7 @@ def sample_ising(
         advance(part)
     magnetisation, energy = torch.zeros_like(beta), torch.zeros_like(beta)
     for part in _parts(sweeps):
-        seen = model.observe(part)
+        seen = model.observe(part, every=min(part, _EVERY))
         magnetisation += part / sweeps * seen.absolute_magnetisation
         energy += part / sweeps * seen.energy
         advance(part)
