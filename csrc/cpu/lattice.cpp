@@ -669,19 +669,60 @@ void correlate_chain(const variate_ising_measure_args& a, int64_t chain, uint64_
   }
 }
 
-// Sites of a row: function(spin, bit within a word, word), in the order of x.
+// Spins of two words, in the order of x: one of the even sites and one of the odd ones.
+constexpr int64_t pair_sites = 64;
+
+// Times eight bytes of 0 and 1: the even ones go to bits 56 ... 59, the odd ones to those above. No two partial
+// products meet.
+constexpr uint64_t gather =
+    1ull << 56 | 1ull << 52 | 1ull << 41 | 1ull << 37 | 1ull << 26 | 1ull << 22 | 1ull << 11 | 1ull << 7;
+
+void pack_pair(const int8_t* __restrict spins, uint32_t& even, uint32_t& odd) {
+  uint8_t up[pair_sites];
+  for (int64_t i = 0; i < pair_sites; ++i) up[i] = spins[i] > 0;
+  even = odd = 0;
+  for (int i = 0; i < pair_sites / 8; ++i) {
+    uint64_t eight;
+    std::memcpy(&eight, up + 8 * i, sizeof eight);
+    const uint32_t bits = static_cast<uint32_t>(eight * gather >> 56);
+    even |= (bits & 15) << 4 * i;
+    odd |= bits >> 4 << 4 * i;
+  }
+}
+
+// The eight spins of a nibble of the even sites and, above it, one of the odd.
+struct Spread {
+  uint64_t spins[256];
+
+  constexpr Spread() : spins() {
+    for (int n = 0; n < 256; ++n) {
+      for (int i = 0; i < 8; ++i) {
+        const bool up = n >> (i % 2 * 4 + i / 2) & 1;
+        spins[n] |= static_cast<uint64_t>(up ? 0x01 : 0xff) << 8 * i;
+      }
+    }
+  }
+};
+
+void unpack_pair(uint32_t even, uint32_t odd, int8_t* spins) {
+  static constexpr Spread spread;
+  for (int i = 0; i < pair_sites / 8; ++i) {
+    const uint64_t eight = spread.spins[(even >> 4 * i & 15) | (odd >> 4 * i & 15) << 4];
+    std::memcpy(spins + 8 * i, &eight, sizeof eight);
+  }
+}
+
+// function(spins, words of the even sites, those of the odd ones) of each row.
 template <class Function>
-void for_sites(const variate_ising_pack_args& a, Function function) {
+void for_rows(const variate_ising_pack_args& a, Function function) {
   const LatticeLayout layout(a.lattice, false);
   const int64_t rows = a.chains * layout.rows;
   const auto run = [&](int64_t r) {
-    const int64_t chain = r / layout.rows;
     const RowAt at = RowAt::of(a.lattice, r % layout.rows);
-    int8_t* spins = a.spins + r * a.lattice.width;
-    for (int k = 0; k < 2; ++k) {
-      uint32_t* words = a.words + chain * layout.chain_words() + (k * layout.rows + at.index) * layout.words;
-      function(spins + layout.parity(at, k), words, layout.sites(at, k), layout.words);
-    }
+    uint32_t* words = a.words + r / layout.rows * layout.chain_words() + at.index * layout.words;
+    uint32_t* colour[2] = {words, words + layout.rows * layout.words};
+    const int even = layout.parity(at, 0);  // the colour of site 0
+    function(a.spins + r * a.lattice.width, colour[even], colour[1 - even]);
   };
 #if defined(_OPENMP)
   if (a.execution.threads > 1 && rows * a.lattice.width >= parallel_grain) {
@@ -696,19 +737,26 @@ void for_sites(const variate_ising_pack_args& a, Function function) {
 }  // namespace
 
 void ising_pack(const variate_ising_pack_args& a) {
-  for_sites(a, [](const int8_t* spins, uint32_t* words, int64_t sites, int64_t count) {
-    for (int64_t w = 0; w < count; ++w) {
-      uint32_t word = 0;
-      const int64_t bits = sites - 32 * w < 32 ? sites - 32 * w : 32;
-      for (int64_t b = 0; b < bits; ++b) word |= static_cast<uint32_t>(spins[2 * (32 * w + b)] > 0) << b;
-      words[w] = word;
-    }
+  const int64_t width = a.lattice.width;
+  for_rows(a, [width](const int8_t* spins, uint32_t* even, uint32_t* odd) {
+    int64_t w = 0;
+    for (; pair_sites * (w + 1) <= width; ++w) pack_pair(spins + pair_sites * w, even[w], odd[w]);
+    if (pair_sites * w == width) return;
+    int8_t last[pair_sites] = {};
+    std::memcpy(last, spins + pair_sites * w, static_cast<std::size_t>(width - pair_sites * w));
+    pack_pair(last, even[w], odd[w]);
   });
 }
 
 void ising_unpack(const variate_ising_pack_args& a) {
-  for_sites(a, [](int8_t* spins, const uint32_t* words, int64_t sites, int64_t) {
-    for (int64_t n = 0; n < sites; ++n) spins[2 * n] = words[n / 32] >> n % 32 & 1 ? 1 : -1;
+  const int64_t width = a.lattice.width;
+  for_rows(a, [width](int8_t* spins, const uint32_t* even, const uint32_t* odd) {
+    int64_t w = 0;
+    for (; pair_sites * (w + 1) <= width; ++w) unpack_pair(even[w], odd[w], spins + pair_sites * w);
+    if (pair_sites * w == width) return;
+    int8_t last[pair_sites];
+    unpack_pair(even[w], odd[w], last);
+    std::memcpy(spins + pair_sites * w, last, static_cast<std::size_t>(width - pair_sites * w));
   });
 }
 
