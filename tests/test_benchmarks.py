@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import json
 import subprocess
@@ -209,6 +210,29 @@ def test_the_table_shows_promises_met_and_missed(tmp_path):
     assert verdicts == {("fwd+bwd", "eager", "1e-06x"): "yes", ("fwd", "eager", "1e+06x"): "no"}
     text = suite.report.markdown(table)
     assert len({line.count("|") for line in text.splitlines()}) == 1
+
+
+def test_samplers_show_rates_and_what_they_are_worth(tmp_path):
+    rate = suite.harness.Target(suite.results.RATE, 1e-9, "forward")
+    case = fake_case(flips=1000, effective=lambda: 10.0, portions={"eager": 0.1})
+    case = dataclasses.replace(case, modes=("forward",), targets=(rate, dataclasses.replace(rate, at_least=1e9)))
+    (row,) = (suite.harness.measure(job, QUICK)[0] for job in suite.harness.jobs([case]))
+    assert row["effective"] is None  # in a quick run
+    row["effective"], row["seconds"]["ours"] = 10.0, 1e-6
+    (line,) = suite.report.samplers([row]).rows
+    assert line[3:] == ("1.00", "1e+07")
+    met, missed = suite.report.promises([row]).rows
+    assert met[3] == "flips/ns" and met[5:8] == ("1.00", "1e-09", "yes")
+    assert missed[5:8] == ("1.00", "1e+09", "no")
+
+
+def test_a_competitor_of_a_part_counts_for_the_whole():
+    def ratio(portion):
+        case = dataclasses.replace(fake_case(portions={"eager": portion}), modes=("forward",))
+        (row,) = (suite.harness.measure(job, QUICK)[0] for job in suite.harness.jobs([case]))
+        return row["ratio"]["eager"]["median"]
+
+    assert ratio(1e-3) > 20 * ratio(1.0)  # a thousandfold, but for the machine's moods
 
 
 def test_a_sweep_shows_its_worst_size():

@@ -36,7 +36,7 @@ def _train(out, *more):
 def test_help(capsys):
     assert main([]) == 0
     text = capsys.readouterr().out
-    assert all(command in text for command in ("info", "train", "demo", "--cmakedir"))
+    assert all(command in text for command in ("info", "train", "sample", "demo", "--cmakedir"))
     with pytest.raises(SystemExit) as ended:
         main(["train", "--help"])
     assert ended.value.code == 0
@@ -185,6 +185,26 @@ def test_digits_depend_on_the_seed_and_the_epoch_alone():
 
 def test_equal_noise_gives_equal_losses():
     assert demo.agreement(seed=1, steps=50) <= 1e-5
+
+
+def test_a_lattice_is_sampled_beside_the_exact_curve(tmp_path, capsys):
+    command = ["sample", "ising", "--size", "64", "--temperatures", "3", "--burn-in", "300", "--sweeps", "200"]
+    assert main([*command, "--out", str(tmp_path)]) == 0
+    text = capsys.readouterr().out
+    assert "flips per nanosecond" in text and (tmp_path / "ising.png").read_bytes().startswith(PNG)
+    cold = next(line for line in text.splitlines() if "1.5000" in line)
+    found, exact, energy = (float(x) for x in re.findall(r"-?\d\.\d{4}", cold)[1:])
+    # At 1.5 a lattice of 64 has |m| to 2e-4 and the energy to 5e-4 from 200 sweeps; ten times that is allowed.
+    assert exact == 0.9865 and abs(found - exact) < 2e-3 and abs(energy + 1.9511) < 5e-3
+
+
+def test_refuses_lattices_that_are_not(tmp_path, capsys):
+    assert main(["sample", "ising", "--size", "63", "--out", str(tmp_path)]) == 1
+    assert "--size: expected an even number" in capsys.readouterr().err
+    assert main(["sample", "ising", "--device", "nonsense", "--out", str(tmp_path)]) == 1
+    assert "--device: 'nonsense' is no device" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["sample", "potts"])
 
 
 def test_demo(tmp_path, capsys, monkeypatch):

@@ -620,6 +620,59 @@ void test_empty() {
   CHECK_OK(variate_normal_rsample_kl(&sample));
 }
 
+void test_potts() {
+  using Args = variate_potts_gibbs_args;
+  std::vector<std::uint8_t> states(24, 7), workspace(8192);
+  const std::vector<double> beta = {0.5}, coupling = {1.0}, field = {0.0, 1.0, 0.0};
+  Args good{};
+  good.struct_size = sizeof good;
+  good.execution.workspace = workspace.data();
+  good.execution.workspace_bytes = workspace.size();
+  good.noise.key = key;
+  good.lattice = {2, VARIATE_PERIODIC, 1, 4, 6};
+  good.chains = good.sweeps = 1;
+  good.categories = 3;
+  good.beta = view(beta, 0);
+  good.coupling = view(coupling, 0);
+  good.field = view(field, 0);
+  good.states = states.data();
+  const auto refuse = [&](const char* word, auto change) {
+    Args args = good;
+    change(args);
+    CHECK_REFUSED(variate_potts_gibbs, args, word);
+    for (std::uint8_t state : states) CHECK(state == 7);
+  };
+  refuse("struct_size", [](Args& a) { --a.struct_size; });
+  refuse("chains", [](Args& a) { a.chains = -1; });
+  refuse("sweeps", [](Args& a) { a.sweeps = -1; });
+  for (std::int64_t q : {int64_min, std::int64_t{1}, std::int64_t{256}, int64_max}) {
+    refuse("categories", [=](Args& a) { a.categories = q; });
+  }
+  refuse("lattice.dimensions", [](Args& a) { a.lattice.dimensions = 4; });
+  refuse("lattice.boundary", [](Args& a) { a.lattice.boundary = static_cast<variate_boundary>(2); });
+  refuse("lattice.depth must be 1", [](Args& a) { a.lattice.depth = 2; });
+  refuse("lattice.depth must be at least 2", [](Args& a) { a.lattice.dimensions = 3; });
+  refuse("lattice.height must be even", [](Args& a) { a.lattice.height = 5; });
+  refuse("lattice.width must be at least 2", [](Args& a) { a.lattice.width = 0; });
+  refuse("noise.key", [](Args& a) { a.noise.key = nullptr; });
+  refuse("execution.workspace", [](Args& a) { a.execution.workspace = nullptr; });
+  refuse("execution.workspace", [](Args& a) {
+    --a.execution.workspace_bytes;
+    a.lattice.width = 4096;
+  });
+  refuse("beta is missing", [](Args& a) { a.beta.data = nullptr; });
+  refuse("coupling", [](Args& a) { a.coupling.dtype = VARIATE_FLOAT32; });
+  refuse("field", [](Args& a) { a.field.dtype = VARIATE_FLOAT32; });
+  refuse("states is missing", [](Args& a) { a.states = nullptr; });
+  Args none = good;
+  none.sweeps = 0;
+  none.states = nullptr;
+  CHECK_OK(variate_potts_gibbs(&none));
+  CHECK(variate_potts_gibbs_workspace(&good) <= workspace.size());
+  CHECK_OK(variate_potts_gibbs(&good));
+  for (std::uint8_t state : states) CHECK(state < 3);
+}
+
 // A message belongs to its thread and outlives calls that succeed.
 void test_last_error() {
   variate_random_args args = draw();
@@ -648,6 +701,7 @@ int main() {
   test_relaxed();
   test_workspace();
   test_logistic();
+  test_potts();
   test_device();
   test_empty();
   test_last_error();
