@@ -499,7 +499,7 @@ class Checklist:
             torch.set_num_threads(count)
             assert_same_bits(run(case, tensors).all, one.all)
 
-    @pytest.mark.parametrize("instruction_set", ["portable", "avx2", "avx512"])
+    @pytest.mark.parametrize("instruction_set", ["portable", "avx2", "avx512", "amx"])
     def test_instruction_sets(self, instruction_set: str) -> None:
         """The same bits as this process, which runs the best set unless VARIATE_CPU says otherwise."""
         if variate.build_info()["cpu_capability"] == instruction_set:

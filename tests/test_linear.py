@@ -109,7 +109,7 @@ class TestChecklist(Checklist):
             torch.set_num_threads(count)
             torch.testing.assert_close(run(case, tensors).all, one.all, rtol=1e-5, atol=1e-5)
 
-    @pytest.mark.parametrize("instruction_set", ["portable", "avx2", "avx512"])
+    @pytest.mark.parametrize("instruction_set", ["portable", "avx2", "avx512", "amx"])
     def test_instruction_sets(self, instruction_set: str, threads: None) -> None:
         torch.set_num_threads(1)
         super().test_instruction_sets(instruction_set)

@@ -8,10 +8,15 @@
 #include "image.h"
 #include "kernels.h"
 #include "lattice.h"
+#include "rbm.h"
 #include "tile.h"
 
 #if defined(__x86_64__)
 #include <cpuid.h>
+#endif
+#if defined(VARIATE_AMX_KERNELS)
+#include <sys/syscall.h>
+#include <unistd.h>
 #endif
 
 namespace variate::cpu {
@@ -27,12 +32,17 @@ namespace avx512 {
 extern const Kernels table;
 }
 #endif
+#if defined(VARIATE_AMX_KERNELS)
+namespace amx {
+void rbm_gibbs(const variate_rbm_gibbs_args&);
+}
+#endif
 
 namespace {
 
 struct InstructionSet {
   const char* name;
-  const Kernels* table;
+  const Kernels& (*table)();
   bool (*available)();
 };
 
@@ -40,6 +50,7 @@ struct InstructionSet {
 struct Features {
   bool avx2 = false;
   bool avx512 = false;
+  bool amx = false;
 };
 
 Features detect() {
@@ -56,15 +67,39 @@ Features detect() {
   found.avx2 = ymm_saved && (b & bit_AVX2);
   found.avx512 =
       found.avx2 && zmm_saved && (b & bit_AVX512F) && (b & bit_AVX512DQ) && (b & bit_AVX512BW) && (b & bit_AVX512VL);
+  constexpr unsigned tiles = 1u << 24 | 1u << 25;  // AMX-TILE and AMX-INT8
+  const bool tiles_saved = (low & 0x60000) == 0x60000;
+  found.amx = found.avx512 && tiles_saved && (d & tiles) == tiles;
   return found;
 }
 #endif
 
+#if defined(VARIATE_AMX_KERNELS)
+// Linux saves tiles for a process that has asked for it.
+bool tiles_granted() {
+  constexpr long request_permission = 0x1023, tile_data = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
+  return syscall(SYS_arch_prctl, request_permission, tile_data) == 0;
+}
+
+// The kernels that gain by tiles; AVX-512's else.
+const Kernels& amx_table() {
+  static const Kernels table = [] {
+    Kernels kernels = avx512::table;
+    kernels.rbm_gibbs = amx::rbm_gibbs;
+    return kernels;
+  }();
+  return table;
+}
+#endif
+
 const InstructionSet sets[] = {
-    {"portable", &portable::table, [] { return true; }},
+    {"portable", []() -> const Kernels& { return portable::table; }, [] { return true; }},
 #if defined(VARIATE_X86_KERNELS)
-    {"avx2", &avx2::table, [] { return detect().avx2; }},
-    {"avx512", &avx512::table, [] { return detect().avx512; }},
+    {"avx2", []() -> const Kernels& { return avx2::table; }, [] { return detect().avx2; }},
+    {"avx512", []() -> const Kernels& { return avx512::table; }, [] { return detect().avx512; }},
+#endif
+#if defined(VARIATE_AMX_KERNELS)
+    {"amx", amx_table, [] { return detect().amx && tiles_granted(); }},
 #endif
 };
 
@@ -87,7 +122,10 @@ const InstructionSet& chosen() {
 
 }  // namespace
 
-const Kernels& kernels() { return *chosen().table; }
+const Kernels& kernels() {
+  static const Kernels& table = chosen().table();
+  return table;
+}
 
 uint64_t row_sum_workspace(int64_t rows, int64_t cols) {
   return cols <= tile_elements ? 0 : sizeof(double) * rows * ((cols - 1) / tile_elements + 1);
@@ -128,6 +166,8 @@ uint64_t ising_workspace(const variate_ising_measure_args& a) {
   const uint64_t row_bits = sizeof(uint64_t) * (2 * static_cast<uint64_t>(a.lattice.width) / 64 + 2);
   return LatticeWorkspace(a, layout).size(layout, 1) + row_bits;
 }
+
+uint64_t rbm_workspace(const variate_rbm_gibbs_args& a) { return RbmPlan(a, 0).bytes; }
 
 uint64_t column_sum_workspace(int64_t rows, int64_t cols) {
   const uint64_t blocks = (static_cast<uint64_t>(rows) + column_sum_rows - 1) / column_sum_rows;

@@ -52,6 +52,7 @@ struct Kernels {
   void (*ising_gibbs)(const variate_ising_gibbs_args&);
   void (*ising_measure)(const variate_ising_measure_args&);
   void (*potts_gibbs)(const variate_potts_gibbs_args&);
+  void (*rbm_gibbs)(const variate_rbm_gibbs_args&);
 };
 
 // The kernels of the instruction set in use.
@@ -71,6 +72,9 @@ int64_t mixture_backward_rows(const variate_discretized_logistic_mixture_nll_bac
 // Bytes of workspace of the sweeps over lattices and of measuring them.
 uint64_t ising_workspace(const variate_ising_gibbs_args&);
 uint64_t ising_workspace(const variate_ising_measure_args&);
+
+// Bytes of workspace of the Boltzmann machine.
+uint64_t rbm_workspace(const variate_rbm_gibbs_args&);
 
 // Bytes of workspace of the sums over columns, of blocks of this many rows.
 inline constexpr int64_t column_sum_rows = 16;
@@ -123,6 +127,7 @@ void ising_unpack(const variate_ising_pack_args&);
 void ising_gibbs(const variate_ising_gibbs_args&);
 void ising_measure(const variate_ising_measure_args&);
 void potts_gibbs(const variate_potts_gibbs_args&);
+void rbm_gibbs(const variate_rbm_gibbs_args&);
 
 }  // namespace VARIATE_ISA
 #endif

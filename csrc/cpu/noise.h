@@ -122,6 +122,7 @@ static inline void fill_blocks(const BlockRange& range, const RoundKeys& keys, u
   const V one = Lanes::set1(1);
   const V origin = Lanes::set1(range.key.offset + range.first_block);
   const V sample = Lanes::set1(range.first_sample);
+  const V step = Lanes::set1(range.step);
   const V multiplier_0 = Lanes::set1(math::philox_multiplier_0);
   const V multiplier_1 = Lanes::set1(math::philox_multiplier_1);
   for (int64_t k = 0; k < range.blocks; k += stride) {
@@ -130,7 +131,7 @@ static inline void fill_blocks(const BlockRange& range, const RoundKeys& keys, u
       c0[g] = Lanes::add(origin, block[g]);
       c1[g] = Lanes::high(one_row ? origin : c0[g]);
       c2[g] = one_row ? sample : Lanes::add(sample, row[g]);
-      c3[g] = Lanes::set1(range.step);
+      c3[g] = step;
       block[g] = Lanes::add(block[g], step_block);
       if constexpr (!one_row) {
         row[g] = Lanes::add(row[g], step_row);
@@ -196,8 +197,9 @@ static inline math::Key key_of(const variate_noise& noise, int64_t row) {
 
 // The words of a tile; draw d > 0 takes those of fold_in(key, d).
 static inline const uint32_t* tile_words(const variate_noise& noise, const Tile& t, WordBuffer& buffer,
-                                         uint64_t draw = 0) {
+                                         uint64_t draw = 0, uint32_t step = 0) {
   BlockRange range;
+  range.step = step;
   range.first_block = static_cast<uint64_t>(t.col / 4);
   range.blocks_per_row = t.pitch / 4;
   const auto key_at = [&](int64_t row) {

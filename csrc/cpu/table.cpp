@@ -47,6 +47,7 @@ const Kernels table = {bits,
                        ising_unpack,
                        ising_gibbs,
                        ising_measure,
-                       potts_gibbs};
+                       potts_gibbs,
+                       rbm_gibbs};
 
 }  // namespace variate::cpu::VARIATE_ISA

@@ -623,7 +623,7 @@ void test_nan() {
 
 // Whether the set that VARIATE_CPU asks for is in use; if the machine lacks it there is nothing to test.
 bool machine_has(const char* wanted) {
-  for (const char* known : {"portable", "avx2", "avx512"}) {
+  for (const char* known : {"portable", "avx2", "avx512", "amx"}) {
     if (std::strcmp(wanted, known) != 0) continue;
     if (!std::strstr(variate_cpu_capabilities(), wanted)) return false;
     CHECK(std::strcmp(variate_cpu_capability(), wanted) == 0, "VARIATE_CPU=%s, but %s is in use", wanted,

@@ -41,8 +41,8 @@ VARIATE_API const char* variate_last_error(void);
 /* "major.minor.patch" of the library that is loaded, where VARIATE_VERSION_* are those of this header. */
 VARIATE_API const char* variate_version(void);
 
-/* The instruction set in use: "portable", "avx2" or "avx512". The first call chooses it, from the processor, the
-   operating system's saved state and the environment variable VARIATE_CPU. */
+/* The instruction set in use: "portable", "avx2", "avx512" or "amx", AVX-512 with tiles. The first call chooses it,
+   from the processor, the operating system's saved state and the environment variable VARIATE_CPU. */
 VARIATE_API const char* variate_cpu_capability(void);
 
 /* Every instruction set this machine can run, best last, separated by spaces. */

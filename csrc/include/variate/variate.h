@@ -10,6 +10,7 @@
 #include "logistic.h"
 #include "potts.h"
 #include "random.h"
+#include "rbm.h"
 #include "relaxed.h"
 #include "reparam.h"
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from . import bound, elbo, lattice, linear, logistic, random, relaxed, reparam
+from . import bound, elbo, lattice, linear, logistic, random, rbm, relaxed, reparam
 from ._backend import backends, register_triton, use_backend
 from ._checks import set_debug
 from .bound import ImportanceBound, importance_weighted_bound
@@ -23,6 +23,7 @@ from .logistic import (
     discretized_logistic_mixture_sample,
     discretized_logistic_nll,
 )
+from .rbm import rbm_gibbs
 from .relaxed import (
     bernoulli_straight_through,
     categorical_straight_through,
@@ -70,6 +71,8 @@ __all__ = [
     "normal_rsample_kl",
     "potts_gibbs",
     "random",
+    "rbm",
+    "rbm_gibbs",
     "relaxed",
     "relaxed_bernoulli_rsample",
     "reparam",
