@@ -520,14 +520,15 @@ class Walk {
           for (int64_t group = 0; group < 4; ++group) {
             const uint8_t* x = states + r * pitch;
             const int8_t* w = d.limbs + (panel * 4 + group) * blocks * limb_count * tile_bytes;
+            // Weights pass by; states stay in the first-level cache.
             _tile_zero(0);
             _tile_zero(1);
             _tile_zero(2);
             _tile_zero(3);
             for (int64_t k = 0; k < blocks; ++k) {
               _tile_loadd(4, x + k * units, pitch);
-              _tile_loadd(6, w + k * limb_count * tile_bytes, 64);
-              _tile_loadd(7, w + (k * limb_count + 1) * tile_bytes, 64);
+              _tile_stream_loadd(6, w + k * limb_count * tile_bytes, 64);
+              _tile_stream_loadd(7, w + (k * limb_count + 1) * tile_bytes, 64);
               _tile_loadd(5, x + 16 * pitch + k * units, pitch);
               _tile_dpbusd(0, 4, 6);
               _tile_dpbuud(1, 4, 7);
