@@ -383,6 +383,36 @@ inline void decide_row(const RbmDirection& d, int64_t first, const uint8_t* from
 // What the compiler has to have written before a tile instruction reads it: gcc's intrinsics do not say that they do.
 inline void in_memory(const void* data) { __asm__ volatile("" : : "r"(data) : "memory"); }
 
+// The words of 64 units of one chain.
+class RowWords {
+ public:
+  RowWords(const variate_noise& noise, uint32_t step)
+      : noise_(noise), keys_(static_cast<uint64_t>(noise.key[0])), step_(step) {}
+
+  const uint32_t* at(int64_t row, int64_t first) {
+    BlockRange range;
+    range.key = key_of(noise_, row);
+    range.first_block = static_cast<uint64_t>(first / 4);
+    range.first_sample = noise_.key_stride ? 0 : static_cast<uint32_t>(noise_.first_sample + row);
+    range.blocks_per_row = range.blocks = units / 4;
+    range.step = step_;
+    const uint64_t begin = range.key.offset + range.first_block;
+    const bool carries = (begin ^ (begin + units / 4)) >> 32;
+    if (carries || noise_.key_stride) {
+      fill_words(range, words_);
+    } else {
+      fill_blocks<true>(range, keys_, words_);
+    }
+    return words_;
+  }
+
+ private:
+  const variate_noise& noise_;
+  const RoundKeys keys_;  // of the one key that there is without a stride
+  const uint32_t step_;
+  alignas(64) uint32_t words_[units + noise_slack];
+};
+
 struct alignas(64) TileConfiguration {
   uint8_t palette = 1, start_row = 0, reserved[14] = {};
   uint16_t row_bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
@@ -486,7 +516,7 @@ class Walk {
   template <class Function>
   void exact_sums(const RbmDirection& d, const uint8_t* states, Function consume) {
 #if defined(VARIATE_AMX)
-    if (has_limbs(d)) return matrix_sums<true>(d, states, consume);
+    if (has_limbs(d)) return matrix_sums(d, states, consume);
 #endif
     make_index(states, padded_, d.in_padded, s.index);
     for (int64_t panel = 0; panel < d.out_padded / units; ++panel) {
@@ -506,64 +536,116 @@ class Walk {
   }
 
 #if defined(VARIATE_AMX)
-  // The same by tiles of 16 chains x 64 inputs and 64 inputs x 16 outputs: of the upper two limbs alone, in units of
-  // 128 and without the bias, or exact.
-  template <bool exact, class Function>
+  // The upper limbs' sums of 32 chains and 16 outputs, in units of 128 and without the bias; `meanwhile` is called
+  // between the products, whose unit leaves the others idle.
+  template <class Function>
+  static void upper_sums(const RbmDirection& d, const uint8_t* states, int64_t group, int32_t* sums,
+                         Function meanwhile) {
+    const int64_t blocks = d.in_padded / units, pitch = d.in_padded;
+    const int8_t* w = d.limbs + group * blocks * limb_count * tile_bytes;
+    _tile_zero(0);
+    _tile_zero(1);
+    _tile_zero(2);
+    _tile_zero(3);
+    for (int64_t k = 0; k < blocks; ++k) {
+      _tile_loadd(4, states + k * units, pitch);
+      // Weights pass by; states stay in the first-level cache.
+      _tile_stream_loadd(6, w + k * limb_count * tile_bytes, 64);
+      _tile_stream_loadd(7, w + (k * limb_count + 1) * tile_bytes, 64);
+      _tile_loadd(5, states + 16 * pitch + k * units, pitch);
+      _tile_dpbusd(0, 4, 6);
+      _tile_dpbuud(1, 4, 7);
+      _tile_dpbusd(2, 5, 6);
+      _tile_dpbuud(3, 5, 7);
+      meanwhile();
+    }
+    alignas(64) int32_t high[rbm_group * 16], low[rbm_group * 16];
+    _tile_stored(0, high, 64);
+    _tile_stored(2, high + 16 * 16, 64);
+    _tile_stored(1, low, 64);
+    _tile_stored(3, low + 16 * 16, 64);
+    for (int64_t i = 0; i < rbm_group; ++i) {
+      const __m512i whole =
+          _mm512_add_epi32(_mm512_slli_epi32(_mm512_load_si512(high + i * 16), 8), _mm512_load_si512(low + i * 16));
+      _mm512_store_si512(sums + i * units + group % 4 * 16, whole);
+    }
+  }
+
+  static constexpr int64_t band = 4;  // panels whose tiles stay in the second-level cache
+
+  // The next layer's states. Those of one patch are decided while the products of the next are made.
+  template <class Finish>
+  void decide_layer(const RbmDirection& d, const variate_noise& noise, const uint8_t* from, uint8_t* to, uint32_t step,
+                    Finish finish, bool clamped) {
+    alignas(64) int32_t sums[2][rbm_group * units];
+    RowWords words(noise, step);
+    Patch current = {};  // the one that is being decided
+    const int32_t* decided = nullptr;
+    int64_t next = 0;
+    const auto decide = [&] {
+      if (next >= current.rows) return;
+      const int64_t r = next++;
+      uint8_t* states = to + (current.local + r) * d.out_padded + current.first;
+      uint8_t before[units];
+      if (clamped) std::memcpy(before, states, units);
+      decide_row(d, current.first, from + (current.local + r) * d.in_padded, beta_of(m, current.row + r),
+                 decided + r * units, words.at(current.row + r, current.first), states);
+      finish(current, r, before);
+    };
+    in_memory(from);
+    int which = 0;
+    const int64_t panels = d.out_padded / units;
+    for (int64_t start = 0; start < panels; start += band) {
+      for (int64_t r = 0; r < rows_; r += rbm_group) {
+        for (int64_t panel = start; panel < least(start + band, panels); ++panel) {
+          for (int64_t group = 0; group < 4; ++group) {
+            upper_sums(d, from + r * d.in_padded, panel * 4 + group, sums[which], decide);
+          }
+          while (next < current.rows) decide();
+          current = {row_ + r, r, least(rbm_group, rows_ - r), panel * units};
+          decided = sums[which];
+          next = 0;
+          which = 1 - which;
+        }
+      }
+    }
+    while (next < current.rows) decide();
+  }
+
+  // Exact sums, of all limbs.
+  template <class Function>
   void matrix_sums(const RbmDirection& d, const uint8_t* states, Function consume) {
     in_memory(states);
-    constexpr int64_t band = 4;  // panels whose tiles stay in the second-level cache
     const int64_t blocks = d.in_padded / units, panels = d.out_padded / units, pitch = d.in_padded;
     for (int64_t start = 0; start < panels; start += band) {
       for (int64_t r = 0; r < rows_; r += rbm_group) {
         for (int64_t panel = start; panel < least(start + band, panels); ++panel) {
-          alignas(64) int32_t high[rbm_group * units], low[rbm_group * units], rest[rbm_group * units];
+          alignas(64) int32_t sums[rbm_group * units], rest[rbm_group * units];
           for (int64_t group = 0; group < 4; ++group) {
             const uint8_t* x = states + r * pitch;
-            const int8_t* w = d.limbs + (panel * 4 + group) * blocks * limb_count * tile_bytes;
-            // Weights pass by; states stay in the first-level cache.
+            const int8_t* w = d.limbs + ((panel * 4 + group) * blocks * limb_count + 2) * tile_bytes;
+            upper_sums(d, x, panel * 4 + group, sums, [] {});
             _tile_zero(0);
-            _tile_zero(1);
             _tile_zero(2);
-            _tile_zero(3);
             for (int64_t k = 0; k < blocks; ++k) {
               _tile_loadd(4, x + k * units, pitch);
-              _tile_stream_loadd(6, w + k * limb_count * tile_bytes, 64);
-              _tile_stream_loadd(7, w + (k * limb_count + 1) * tile_bytes, 64);
               _tile_loadd(5, x + 16 * pitch + k * units, pitch);
+              _tile_stream_loadd(6, w + k * limb_count * tile_bytes, 64);
               _tile_dpbusd(0, 4, 6);
-              _tile_dpbuud(1, 4, 7);
               _tile_dpbusd(2, 5, 6);
-              _tile_dpbuud(3, 5, 7);
             }
-            constexpr int64_t bytes = units * sizeof(int32_t);
-            _tile_stored(0, high + group * 16, bytes);
-            _tile_stored(1, low + group * 16, bytes);
-            _tile_stored(2, high + 16 * units + group * 16, bytes);
-            _tile_stored(3, low + 16 * units + group * 16, bytes);
-            if constexpr (exact) {
-              _tile_zero(0);
-              _tile_zero(2);
-              for (int64_t k = 0; k < blocks; ++k) {
-                _tile_loadd(4, x + k * units, pitch);
-                _tile_loadd(5, x + 16 * pitch + k * units, pitch);
-                _tile_loadd(6, w + (k * limb_count + 2) * tile_bytes, 64);
-                _tile_dpbusd(0, 4, 6);
-                _tile_dpbusd(2, 5, 6);
-              }
-              _tile_stored(0, rest + group * 16, bytes);
-              _tile_stored(2, rest + 16 * units + group * 16, bytes);
-            }
+            _tile_stored(0, rest + group * 16, units * sizeof(int32_t));
+            _tile_stored(2, rest + 16 * units + group * 16, units * sizeof(int32_t));
           }
           const int32_t* bias = d.fixed_bias + panel * units;
           for (int64_t i = 0; i < rbm_group; ++i) {
-            uint32_t* out = reinterpret_cast<uint32_t*>(high) + i * units;  // unsigned: parts may wrap, sums do not
+            uint32_t* out = reinterpret_cast<uint32_t*>(sums) + i * units;  // unsigned: parts may wrap, sums do not
             for (int64_t c = 0; c < units; ++c) {
-              out[c] = (out[c] << 8) + static_cast<uint32_t>(low[i * units + c]);
-              if constexpr (exact) out[c] = (out[c] << 7) + static_cast<uint32_t>(rest[i * units + c] + bias[c]);
+              out[c] = (out[c] << 7) + static_cast<uint32_t>(rest[i * units + c]) + static_cast<uint32_t>(bias[c]);
             }
           }
           for (int64_t part = r; part < least(r + rbm_group, rows_); part += rows_at_once) {
-            consume(patch(part, panel * units), high + (part - r) * units);
+            consume(patch(part, panel * units), sums + (part - r) * units);
           }
         }
       }
@@ -579,20 +661,7 @@ class Walk {
       keep_clamped(m, p.row + r, p.first, least(units, d.out - p.first), before, after);
     };
 #if defined(VARIATE_AMX)
-    if (has_limbs(d) && !probs.data) {
-      return matrix_sums<false>(d, from, [&](const Patch& p, const int32_t* sums) {
-        WordBuffer buffer;
-        const uint32_t* words = patch_words(noise, p, step, buffer);
-        for (int64_t r = 0; r < p.rows; ++r) {
-          uint8_t* states = to + (p.local + r) * d.out_padded + p.first;
-          uint8_t before[units];
-          if (clamped) std::memcpy(before, states, units);
-          decide_row(d, p.first, from + (p.local + r) * d.in_padded, beta_of(m, p.row + r), sums + r * units,
-                     words + r * units, states);
-          finish(p, r, before);
-        }
-      });
-    }
+    if (has_limbs(d) && !probs.data) return decide_layer(d, noise, from, to, step, finish, clamped);
 #endif
     exact_sums(d, from, [&](const Patch& p, const int32_t* sums) {
       WordBuffer buffer;
