@@ -686,10 +686,79 @@ void test_last_error() {
   CHECK(std::strstr(variate_last_error(), "got -7"));
 }
 
+variate_rbm_gibbs_args machine() {
+  static const std::vector<float> weight(40), bias(8), beta(4, 1.0f);
+  static std::vector<std::uint8_t> states(64);
+  static std::vector<std::int64_t> workspace(1 << 16);
+  auto args = make<variate_rbm_gibbs_args>(4, 0);
+  args.noise.key = key;
+  args.visible_units = 8;
+  args.hidden_units = 5;
+  args.steps = 1;
+  args.visible = view(states, 8);
+  args.hidden = view(states, 5);
+  args.weight = view(weight, 5);
+  args.visible_bias = view(bias, 1, 0);
+  args.hidden_bias = view(bias, 1, 0);
+  args.beta = view(beta, 1, 0);
+  args.visible_probs = view(out, 8);
+  args.execution.workspace = workspace.data();
+  args.execution.workspace_bytes = workspace.size() * sizeof(std::int64_t);
+  return args;
+}
+
+template <class Change>
+void refuse_machine(const char* word, Change change) {
+  variate_rbm_gibbs_args args = machine();
+  change(args);
+  CHECK_REFUSED(variate_rbm_gibbs, args, word);
+}
+
+void test_rbm() {
+  using Args = variate_rbm_gibbs_args;
+  refuse_machine("struct_size", [](Args& a) { a.struct_size -= 8; });
+  refuse_machine("rows", [](Args& a) { a.rows = int64_min; });
+  refuse_machine("first_sample", [](Args& a) { a.rows = int64_max; });
+  for (std::int64_t units : {std::int64_t{-1}, int64_min, int64_max}) {
+    refuse_machine("units", [=](Args& a) { a.visible_units = units; });
+    refuse_machine("units", [=](Args& a) { a.hidden_units = units; });
+  }
+  for (int kind : {-1, 3, 99}) {
+    refuse_machine("visible_kind", [=](Args& a) { std::memcpy(&a.visible_kind, &kind, sizeof kind); });
+  }
+  for (std::int64_t categories : {std::int64_t{-1}, std::int64_t{0}, std::int64_t{3}, std::int64_t{257}, int64_max}) {
+    refuse_machine("categories", [=](Args& a) {
+      a.visible_kind = VARIATE_VISIBLE_CATEGORICAL;
+      a.categories = categories;
+    });
+  }
+  refuse_machine("steps", [](Args& a) { a.steps = -1; });
+  for (std::int64_t first : {std::int64_t{-1}, std::int64_t{1} << 32, int64_min, int64_max}) {
+    refuse_machine("first_step", [=](Args& a) { a.first_step = first; });
+  }
+  refuse_machine("first_step", [](Args& a) { a.steps = int64_max; });
+  refuse_machine("noise.key", [](Args& a) { a.noise.key = nullptr; });
+  refuse_machine("workspace", [](Args& a) { a.execution.workspace = nullptr; });
+  refuse_machine("workspace", [](Args& a) { a.execution.workspace_bytes = variate_rbm_gibbs_workspace(&a) - 1; });
+  refuse_machine("visible is missing", [](Args& a) { a.visible.data = nullptr; });
+  refuse_machine("visible must have dense rows", [](Args& a) { a.visible.col_stride = 2; });
+  refuse_machine("visible", [](Args& a) { a.visible_kind = VARIATE_VISIBLE_GAUSSIAN; });
+  refuse_machine("hidden", [](Args& a) { a.hidden.dtype = VARIATE_FLOAT32; });
+  refuse_machine("weight", [](Args& a) { a.weight.dtype = VARIATE_FLOAT64; });
+  refuse_machine("visible_bias", [](Args& a) { a.visible_bias.data = nullptr; });
+  refuse_machine("hidden_bias", [](Args& a) { a.hidden_bias.data = nullptr; });
+  refuse_machine("beta", [](Args& a) { a.beta.data = nullptr; });
+  refuse_machine("clamp", [](Args& a) { a.clamp = a.beta; });
+  refuse_machine("visible_probs", [](Args& a) { a.steps = 0; });
+  refuse_machine("hidden_probs", [](Args& a) { a.hidden_probs = a.hidden; });
+  CHECK(variate_rbm_gibbs_workspace(nullptr) == 0);
+}
+
 }  // namespace
 
 int main() {
   test_draws();
+  test_rbm();
   test_other_noise_calls();
   test_reductions();
   test_evidence_terms();
