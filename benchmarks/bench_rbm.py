@@ -103,7 +103,11 @@ def check(steps: int) -> Callable[[Sequence[Any], Sequence[int]], None]:
 def case(chains: int, visible: int, hidden: int, steps: int, promises: dict[str, float], **options: Any) -> Case:
     rivals: dict[str, Any] = {"eager": eager(steps)}
     if "sweep" not in options:
-        rivals |= {"expert": expert(steps), "expert, medium precision": medium(steps), "compile": Compiled(eager(steps))}
+        rivals |= {
+            "expert": expert(steps),
+            "expert, medium precision": medium(steps),
+            "compile": Compiled(eager(steps)),
+        }
     return Case(
         family="rbm",
         op=f"rbm_gibbs, {steps} steps",

@@ -53,26 +53,17 @@ void load_panel(const RbmDirection& d, int64_t panel, const float* data, int64_t
   }
 }
 
-// sum over i of |w| in fixed point, for 64 outputs.
-void absolute_sums(const float* __restrict panel, int64_t in, const float* __restrict scale, int64_t* __restrict sums) {
-  constexpr int64_t safe = 256;  // 2^8 2^22 < 2^31
-  for (int64_t c = 0; c < units; ++c) sums[c] = 0;
-  for (int64_t start = 0; start < in; start += safe) {
-    int32_t part[units] = {};
-    for (int64_t i = start; i < least(start + safe, in); ++i) {
-      for (int64_t c = 0; c < units; ++c) part[c] += math::quantise(math::abs(panel[i * units + c]), scale[c]);
-    }
-    for (int64_t c = 0; c < units; ++c) sums[c] += part[c];
+// Whether the sum of |round(w 2^e)| over a column and its bias is below 2^31; `total` is that of |w|, in float64.
+bool fits(const float* column, int64_t in, double bias, double total, int e) {
+  const double scaled = __builtin_ldexp(total, e);
+  const double slack = 0.5 * static_cast<double>(in) + 1.0 + 1e-12 * scaled;
+  if (scaled + slack < 0x1p31) return true;
+  if (scaled - slack >= 0x1p31) return false;
+  double sum = __builtin_fabs(__builtin_rint(__builtin_ldexp(bias, e)));
+  for (int64_t i = 0; i < in; ++i) {
+    sum += __builtin_fabs(__builtin_rint(__builtin_ldexp(static_cast<double>(column[i * units]), e)));
   }
-}
-
-// The largest exponent of a number below 2^bits, as long as it is not rounded up to it.
-inline int first_exponent(double magnitude, int bits) {
-  int exponent;
-  __builtin_frexp(magnitude, &exponent);
-  int e = bits - exponent;
-  if (__builtin_rint(__builtin_ldexp(magnitude, e)) >= __builtin_ldexp(1.0, bits)) --e;
-  return e;
+  return sum < 0x1p31;
 }
 
 inline int limited(int e) {
@@ -85,72 +76,66 @@ inline int limited(int e) {
 void fix(const RbmDirection& d, int64_t panel, const variate_tensor& bias) {
   const float* __restrict w = d.panels + panel * d.in_padded * units;
   const int64_t first = panel * units, count = least(units, d.out - first);
-  float* __restrict scale = d.scale + first;
   float largest[units] = {};
+  double totals[units] = {};
   for (int64_t i = 0; i < d.in; ++i) {
     for (int64_t c = 0; c < units; ++c) {
       const float a = math::abs(w[i * units + c]);
       largest[c] = a > largest[c] ? a : largest[c];
+      totals[c] += static_cast<double>(a);
     }
   }
-  int exponents[units] = {};
-  double biases[units] = {};
   for (int64_t c = 0; c < units; ++c) {
-    const float b = c < count ? element<float>(bias, first + c, 0) : 0.0f;
+    const int64_t at = first + c;
+    const float b = c < count ? element<float>(bias, at, 0) : 0.0f;
     const bool finite = math::abs(b) < __builtin_inff();
-    biases[c] = finite ? b : 0.0;
-    d.bias[first + c] = b;
-    d.offset[first + c] = c >= count ? -__builtin_inff() : finite ? 0.0f : b;  // what pads a layer stays 0
-    int e = largest[c] > 0.0f ? first_exponent(largest[c], math::weight_bits) : INT32_MAX;
-    if (biases[c] != 0.0) {
-      const int of_bias = first_exponent(__builtin_fabs(biases[c]), math::sum_bits);
-      e = of_bias < e ? of_bias : e;
+    const double known = finite ? b : 0.0;
+    const double total = totals[c] + __builtin_fabs(known);
+    int e = 0;
+    if (total > 0.0) {
+      int exponent;
+      __builtin_frexp(total, &exponent);
+      e = limited(math::sum_bits + 1 - exponent);  // the total just above 2^31: roundings may still bring it below
+      while (!fits(w + c, d.in, known, total, e)) --e;
     }
-    exponents[c] = limited(e == INT32_MAX ? 0 : e);
-    scale[c] = static_cast<float>(__builtin_ldexp(1.0, exponents[c]));
+    d.bias[at] = b;
+    d.offset[at] = c >= count ? -__builtin_inff() : finite ? 0.0f : b;  // what pads a layer stays 0
+    d.fixed_bias[at] = static_cast<int32_t>(__builtin_rint(__builtin_ldexp(known, e)));
+    d.scale[at] = static_cast<float>(__builtin_ldexp(1.0, e));
+    d.inverse[at] = static_cast<float>(__builtin_ldexp(1.0, -e));
+    d.radius[at] = static_cast<float>(__builtin_ldexp(total, e));
+    const double top = __builtin_rint(__builtin_ldexp(static_cast<double>(largest[c]), e));
+    int bits;
+    __builtin_frexp(top, &bits);
+    d.shift[at] = bits > 15 ? bits - 15 : 0;
+    d.unit[at] = static_cast<float>(__builtin_ldexp(1.0, d.shift[at] - e));
   }
-  for (bool changed = true; changed;) {
-    int64_t sums[units];
-    absolute_sums(w, d.in, scale, sums);
-    changed = false;
-    for (int64_t c = 0; c < units; ++c) {
-      const double fixed = __builtin_rint(__builtin_ldexp(biases[c], exponents[c]));
-      d.fixed_bias[first + c] = static_cast<int32_t>(fixed);
-      d.radius[first + c] = static_cast<float>(static_cast<double>(sums[c]) + __builtin_fabs(fixed));
-      if (static_cast<double>(sums[c]) + __builtin_fabs(fixed) < 0x1p31) continue;
-      changed = true;
-      scale[c] = static_cast<float>(__builtin_ldexp(1.0, --exponents[c]));
-    }
-  }
-  for (int64_t c = 0; c < units; ++c) d.inverse[first + c] = static_cast<float>(__builtin_ldexp(1.0, -exponents[c]));
 }
 
 #if defined(VARIATE_AMX)
 
-// A weight is 128 (256 high + low) + rest: a signed, an unsigned and a signed byte.
-constexpr int64_t limb_count = 3, tile_bytes = 1024;
+// A weight is 2^shift (256 high + low) + 256 middle + rest: a signed byte, and three unsigned ones.
+constexpr int64_t limb_count = 4, tile_bytes = 1024;
 
-// The limbs of 64 outputs, and how far the upper two may be from all three: `radius` holds the largest sum there is.
+// The limbs of 64 outputs, and how far the upper two may be from all: `radius` holds the largest sum there is.
 void cut(const RbmDirection& d, int64_t panel) {
   const int64_t blocks = d.in_padded / units;
   const float* w = d.panels + panel * d.in_padded * units;
   for (int64_t group = 0; group < 4; ++group) {
     const int64_t first = panel * units + group * 16;
     const __m512 scale = _mm512_load_ps(d.scale + first);
-    const __m512i byte = _mm512_set1_epi32(255);
-    __m512i above = _mm512_setzero_si512(), beneath = above;
+    const __m512i shift = _mm512_load_si512(d.shift + first), byte = _mm512_set1_epi32(255);
+    __m512i left_out = _mm512_setzero_si512();
     int8_t* to = d.limbs + first / 16 * blocks * limb_count * tile_bytes;
     for (int64_t k = 0; k < d.in_padded; k += 4) {
-      __m512i limb[limb_count] = {_mm512_setzero_si512(), _mm512_setzero_si512(), _mm512_setzero_si512()};
+      __m512i limb[limb_count] = {};
       for (int64_t i = 3; i >= 0; --i) {
         const __m512 x = _mm512_mul_ps(_mm512_load_ps(w + (k + i) * units + group * 16), scale);
         const __m512i q = _mm512_cvtps_epi32(x);
-        const __m512i upper = _mm512_min_epi32(_mm512_srai_epi32(_mm512_add_epi32(q, _mm512_set1_epi32(64)), 7),
-                                               _mm512_set1_epi32(32767));
-        const __m512i rest = _mm512_sub_epi32(q, _mm512_slli_epi32(upper, 7));
-        above = _mm512_add_epi32(above, _mm512_max_epi32(rest, _mm512_setzero_si512()));
-        beneath = _mm512_sub_epi32(beneath, _mm512_min_epi32(rest, _mm512_setzero_si512()));
-        const __m512i parts[limb_count] = {_mm512_srai_epi32(upper, 8), upper, rest};
+        const __m512i upper = _mm512_srav_epi32(q, shift);
+        const __m512i rest = _mm512_sub_epi32(q, _mm512_sllv_epi32(upper, shift));
+        left_out = _mm512_add_epi32(left_out, rest);
+        const __m512i parts[limb_count] = {_mm512_srai_epi32(upper, 8), upper, _mm512_srli_epi32(rest, 8), rest};
         for (int l = 0; l < limb_count; ++l) {
           limb[l] = _mm512_or_si512(_mm512_slli_epi32(limb[l], 8), _mm512_and_si512(parts[l], byte));
         }
@@ -158,15 +143,14 @@ void cut(const RbmDirection& d, int64_t panel) {
       int8_t* row = to + k / units * limb_count * tile_bytes + k % units / 4 * 64;
       for (int l = 0; l < limb_count; ++l) _mm512_store_si512(row + l * tile_bytes, limb[l]);
     }
-    alignas(64) int32_t up[16], down[16];
-    _mm512_store_si512(up, above);
-    _mm512_store_si512(down, beneath);
+    alignas(64) uint32_t most[16];  // 65535 inputs of 16 bits fit
+    _mm512_store_si512(most, left_out);
     for (int64_t c = 0; c < 16; ++c) {
-      const double inverse = d.inverse[first + c];
+      const double inverse = d.inverse[first + c], half_way = 0.5 * most[c];
       const double rounding = d.radius[first + c] * 0x1p-21;  // of sums and products in float32, several times over
-      d.middle[first + c] =
-          static_cast<float>((d.fixed_bias[first + c] + 0.5 * (up[c] - down[c])) * inverse) + d.offset[first + c];
-      d.radius[first + c] = static_cast<float>((0.5 * (up[c] + down[c]) + rounding) * inverse * 1.0001);
+      const float offset = d.offset[first + c];
+      d.middle[first + c] = static_cast<float>((d.fixed_bias[first + c] + half_way) * inverse) + offset;
+      d.radius[first + c] = static_cast<float>((half_way + rounding) * inverse * 1.0001);
     }
   }
 }
@@ -349,8 +333,8 @@ inline void decide_row(const RbmDirection& d, int64_t first, const uint8_t* from
   for (int64_t k = 0; k < 4; ++k) {
     const int64_t at = first + 16 * k;
     const __m512 total = _mm512_cvtepi32_ps(_mm512_load_si512(sums + 16 * k));
-    const __m512 unit = _mm512_mul_ps(_mm512_load_ps(d.inverse + at), _mm512_set1_ps(128.0f));
-    const __m512 x = _mm512_mul_ps(_mm512_fmadd_ps(total, unit, _mm512_load_ps(d.middle + at)), betas);
+    const __m512 x =
+        _mm512_mul_ps(_mm512_fmadd_ps(total, _mm512_load_ps(d.unit + at), _mm512_load_ps(d.middle + at)), betas);
     const __m512 minus = _mm512_or_ps(x, _mm512_set1_ps(-0.0f));
     const __m512 bounded = _mm512_max_ps(_mm512_set1_ps(-104.0f), minus);  // a NaN passes
     const __m512 n = _mm512_roundscale_ps(_mm512_mul_ps(bounded, _mm512_set1_ps(math::log2_e)), 0);
@@ -536,13 +520,13 @@ class Walk {
   }
 
 #if defined(VARIATE_AMX)
-  // The upper limbs' sums of 32 chains and 16 outputs, in units of 128 and without the bias; `meanwhile` is called
-  // between the products, whose unit leaves the others idle.
-  template <class Function>
-  static void upper_sums(const RbmDirection& d, const uint8_t* states, int64_t group, int32_t* sums,
-                         Function meanwhile) {
+  // The sums of two limbs, the upper or the lower ones, of 32 chains and 16 outputs; `meanwhile` is called between the
+  // products, whose unit leaves the others idle.
+  template <bool upper, class Function>
+  static void limb_sums(const RbmDirection& d, const uint8_t* states, int64_t group, int32_t* sums,
+                        Function meanwhile) {
     const int64_t blocks = d.in_padded / units, pitch = d.in_padded;
-    const int8_t* w = d.limbs + group * blocks * limb_count * tile_bytes;
+    const int8_t* w = d.limbs + (group * blocks * limb_count + (upper ? 0 : 2)) * tile_bytes;
     _tile_zero(0);
     _tile_zero(1);
     _tile_zero(2);
@@ -553,10 +537,17 @@ class Walk {
       _tile_stream_loadd(6, w + k * limb_count * tile_bytes, 64);
       _tile_stream_loadd(7, w + (k * limb_count + 1) * tile_bytes, 64);
       _tile_loadd(5, states + 16 * pitch + k * units, pitch);
-      _tile_dpbusd(0, 4, 6);
-      _tile_dpbuud(1, 4, 7);
-      _tile_dpbusd(2, 5, 6);
-      _tile_dpbuud(3, 5, 7);
+      if constexpr (upper) {
+        _tile_dpbusd(0, 4, 6);
+        _tile_dpbuud(1, 4, 7);
+        _tile_dpbusd(2, 5, 6);
+        _tile_dpbuud(3, 5, 7);
+      } else {
+        _tile_dpbuud(0, 4, 6);
+        _tile_dpbuud(1, 4, 7);
+        _tile_dpbuud(2, 5, 6);
+        _tile_dpbuud(3, 5, 7);
+      }
       meanwhile();
     }
     alignas(64) int32_t high[rbm_group * 16], low[rbm_group * 16];
@@ -599,7 +590,7 @@ class Walk {
       for (int64_t r = 0; r < rows_; r += rbm_group) {
         for (int64_t panel = start; panel < least(start + band, panels); ++panel) {
           for (int64_t group = 0; group < 4; ++group) {
-            upper_sums(d, from + r * d.in_padded, panel * 4 + group, sums[which], decide);
+            limb_sums<true>(d, from + r * d.in_padded, panel * 4 + group, sums[which], decide);
           }
           while (next < current.rows) decide();
           current = {row_ + r, r, least(rbm_group, rows_ - r), panel * units};
@@ -616,32 +607,21 @@ class Walk {
   template <class Function>
   void matrix_sums(const RbmDirection& d, const uint8_t* states, Function consume) {
     in_memory(states);
-    const int64_t blocks = d.in_padded / units, panels = d.out_padded / units, pitch = d.in_padded;
+    const int64_t panels = d.out_padded / units;
     for (int64_t start = 0; start < panels; start += band) {
       for (int64_t r = 0; r < rows_; r += rbm_group) {
         for (int64_t panel = start; panel < least(start + band, panels); ++panel) {
           alignas(64) int32_t sums[rbm_group * units], rest[rbm_group * units];
           for (int64_t group = 0; group < 4; ++group) {
-            const uint8_t* x = states + r * pitch;
-            const int8_t* w = d.limbs + ((panel * 4 + group) * blocks * limb_count + 2) * tile_bytes;
-            upper_sums(d, x, panel * 4 + group, sums, [] {});
-            _tile_zero(0);
-            _tile_zero(2);
-            for (int64_t k = 0; k < blocks; ++k) {
-              _tile_loadd(4, x + k * units, pitch);
-              _tile_loadd(5, x + 16 * pitch + k * units, pitch);
-              _tile_stream_loadd(6, w + k * limb_count * tile_bytes, 64);
-              _tile_dpbusd(0, 4, 6);
-              _tile_dpbusd(2, 5, 6);
-            }
-            _tile_stored(0, rest + group * 16, units * sizeof(int32_t));
-            _tile_stored(2, rest + 16 * units + group * 16, units * sizeof(int32_t));
+            limb_sums<true>(d, states + r * d.in_padded, panel * 4 + group, sums, [] {});
+            limb_sums<false>(d, states + r * d.in_padded, panel * 4 + group, rest, [] {});
           }
-          const int32_t* bias = d.fixed_bias + panel * units;
+          const int32_t *bias = d.fixed_bias + panel * units, *shift = d.shift + panel * units;
           for (int64_t i = 0; i < rbm_group; ++i) {
             uint32_t* out = reinterpret_cast<uint32_t*>(sums) + i * units;  // unsigned: parts may wrap, sums do not
             for (int64_t c = 0; c < units; ++c) {
-              out[c] = (out[c] << 7) + static_cast<uint32_t>(rest[i * units + c]) + static_cast<uint32_t>(bias[c]);
+              const uint32_t below = static_cast<uint32_t>(rest[i * units + c]) + static_cast<uint32_t>(bias[c]);
+              out[c] = (out[c] << shift[c]) + below;
             }
           }
           for (int64_t part = r; part < least(r + rbm_group, rows_); part += rows_at_once) {

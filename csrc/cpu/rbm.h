@@ -37,8 +37,10 @@ struct RbmDirection {
   float* offset;           // 0, or what is infinite of the bias
   float* bias;             // as it was given
   int32_t* fixed_bias;     // in fixed point
+  int32_t* shift;          // what is left of a weight without its lower limbs: weight >> shift, 16 bits
+  float* unit;             // 2^(shift - e)
   float *middle, *radius;  // a logit from the upper two limbs lies within `radius` of itself plus `middle`
-  int8_t* limbs;           // [out_padded / 16, in_padded / 64, 3, 16, 64]: tiles of a matrix unit
+  int8_t* limbs;           // [out_padded / 16, in_padded / 64, 4, 16, 64]: tiles of a matrix unit
 };
 
 // What one thread works in.
@@ -102,11 +104,12 @@ struct RbmPlan {
     d.in_padded = rbm_padded(in);
     d.out_padded = rbm_padded(out);
     d.panels = arena.take<float>(d.in_padded * d.out_padded);
-    for (float** row : {&d.scale, &d.inverse, &d.offset, &d.bias, &d.middle, &d.radius}) {
+    for (float** row : {&d.scale, &d.inverse, &d.offset, &d.bias, &d.unit, &d.middle, &d.radius}) {
       *row = arena.take<float>(d.out_padded);
     }
     d.fixed_bias = arena.take<int32_t>(d.out_padded);
-    d.limbs = arena.take<int8_t>(in <= rbm_limb_inputs ? 3 * d.in_padded * d.out_padded : 0);
+    d.shift = arena.take<int32_t>(d.out_padded);
+    d.limbs = arena.take<int8_t>(in <= rbm_limb_inputs ? 4 * d.in_padded * d.out_padded : 0);
   }
 };
 

@@ -21,9 +21,9 @@ typedef enum variate_visible_kind VARIATE_INT {
        Gaussian: that sum + eps / sqrt(beta); categorical: the largest of beta (that sum) + Gumbel in each group;
    unit e of sample r by the words of noise.key at step s, for visibles those of fold_in(noise.key, 1). No steps: one
    draw of the hidden units, by step first_step.
-   The sums over binary inputs are exact integers: weights are rounded to multiples of 2^-e, e per unit, the largest
-   with all |W| 2^e below 2^22 and sum |W| 2^e + |bias| 2^e below 2^31. So chains are the same bits whatever computes
-   them. An infinite bias makes its unit certain. Weights must be finite: a NaN or an infinity counts as 0.
+   The sums over binary inputs are exact integers: weights and bias are rounded to multiples of 2^-e, e per unit, the
+   largest with a sum of their magnitudes below 2^31 multiples. So chains are the same bits whatever computes them. An
+   infinite bias makes its unit certain. Weights must be finite: a NaN or an infinity counts as 0.
    weight: float32 [visible_units, hidden_units], any strides; biases: float32 [units, 1]; beta: float32 [rows, 1] or,
    with stride 0, one number; clamp: uint8 [rows, visible columns] (row stride 0: one for all), where 1 the visible
    keeps its value. Both states and both probabilities have dense rows. visible is read and written, hidden written.

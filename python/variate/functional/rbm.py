@@ -71,10 +71,11 @@ def rbm_gibbs(
             in eager code, elsewhere under ``variate.set_debug(True)``; where they are not, such a weight is taken as 0.
         RuntimeError: under torch.func without a key.
 
-    Sums over binary and one-hot inputs are exact. For each unit the weights are rounded to multiples of 2^-e, e being
-    the largest with |W| 2^e < 2^22 and (sum |W| + |bias|) 2^e < 2^31, and added as integers; the logit is rounded to
-    float32 once. So these chains are the same bits whatever computes them, and logits are no further from float64's
-    than those of a float32 product. Gaussian visibles' sums are float32, over i in order.
+    Sums over binary and one-hot inputs are exact. For each unit the weights and the bias are rounded to multiples of
+    2^-e, e being the largest with sum |W| + |bias| below 2^31 of them, and added as integers; the logit is rounded to
+    float32 once. So these chains are the same bits whatever computes them, and up to a thousand inputs their logits are
+    no further from float64's than those of a float32 product, beyond that a few times. Gaussian visibles' sums are
+    float32, over i in order.
 
     Source: Hinton, "Training products of experts by minimizing contrastive divergence", 2002.
     """

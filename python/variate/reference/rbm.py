@@ -174,21 +174,16 @@ class _Keyed(_Machine):
 
 
 def fixed_point(weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """(q, bias_q, e): round(weight 2^e) and round(bias 2^e) with an e for each column, the largest for which every
-    |q| < 2^22 and the sum of a column's |q| and |bias_q| is below 2^31. Integers, in float64, whose sums are exact;
-    infinite biases stay."""
+    """(q, bias_q, e): round(weight 2^e) and round(bias 2^e) with an e for each column, the largest for which the sum of
+    the column's |q| and |bias_q| is below 2^31. Integers, in float64, whose sums are exact; infinite biases stay."""
     wide = torch.where(weight.isfinite(), weight, 0).double()
     offset = torch.where(bias.isfinite(), bias, 0).double()
-    largest = wide.abs().amax(0) if len(wide) else torch.zeros_like(offset)
-    # Upper bounds, of which the exponent is at most a few steps short.
-    by_weight = 22 - torch.frexp(largest).exponent
-    by_sum = 33 - torch.frexp(wide.abs().sum(0) + offset.abs()).exponent
-    zero = (largest == 0) & (offset == 0)
-    exponent = torch.where(largest == 0, by_sum, torch.minimum(by_weight, by_sum))
-    exponent = torch.where(zero, 0, exponent).to(torch.int64)
+    total = wide.abs().sum(0) + offset.abs()
+    # An upper bound, of which the exponent is at most a few steps short.
+    exponent = torch.where(total == 0, 0, 33 - torch.frexp(total).exponent).to(torch.int64)
     while True:
         q, bias_q = _scaled(wide, exponent), _scaled(offset, exponent)
-        above = (q.abs() >= 2.0**22).any(0) | (q.abs().sum(0) + bias_q.abs() >= 2.0**31)
+        above = q.abs().sum(0) + bias_q.abs() >= 2.0**31
         if not above.any():
             return q, torch.where(bias.isinf(), bias.double(), bias_q), exponent
         exponent = exponent - above.to(torch.int64)

@@ -5,17 +5,20 @@
 
 namespace variate::math {
 
-// Weights of a unit are multiples of 2^-e below 2^22 of them, so that float32's magic rounding is exact and three
-// signed bytes hold one; their sums stay below 2^31.
-inline constexpr int weight_bits = 22;
+// A unit's weights and bias are multiples of 2^-e with sums below 2^31 of them. Beyond these bounds on e a scale would
+// not be a normal float32; a logit that small is 0 to float32's sigmoid all the same.
 inline constexpr int sum_bits = 31;
-// Beyond these a scale would not be a normal float32; a logit that small is 0 to float32's sigmoid all the same.
 inline constexpr int largest_exponent = 120;
 inline constexpr int smallest_exponent = -120;
 
-// round-to-nearest-even(w 2^e) of |w 2^e| < 2^22, 2^e being `scale`.
+// round-to-nearest-even(w 2^e) of |w 2^e| < 2^31, 2^e being `scale`.
 VARIATE_INLINE std::int32_t quantise(float w, float scale) {
-  return static_cast<std::int32_t>(round(w * scale).integer);
+  constexpr float magic = 8388608.0f;  // 2^23: from there on float32 has no fractions
+  const float x = w * scale;
+  const float a = abs(x);
+  const float rounded = a < magic ? (a + magic) - magic : a;
+  const std::int32_t q = static_cast<std::int32_t>(rounded);
+  return x < 0.0f ? -q : q;
 }
 
 // A unit's field as its logit: one rounding to float32. `offset` is 0, or infinite for an infinite bias.
