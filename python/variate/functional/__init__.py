@@ -2,9 +2,23 @@
 
 from __future__ import annotations
 
-from . import bound, elbo, lattice, linear, logistic, random, rbm, relaxed, reparam
+from . import boltzmann, bound, elbo, lattice, linear, logistic, random, rbm, relaxed, reparam
 from ._backend import backends, register_triton, use_backend
 from ._checks import set_debug
+from .boltzmann import (
+    LogPartition,
+    RBMGradient,
+    Tempering,
+    ais_log_partition,
+    dbm_gibbs,
+    dbm_join,
+    dbm_mean_field,
+    parallel_tempering,
+    rbm_cd_gradient,
+    rbm_energy,
+    rbm_free_energy,
+    rbm_log_partition,
+)
 from .bound import ImportanceBound, importance_weighted_bound
 from .elbo import bernoulli_kl, bernoulli_nll, categorical_kl, categorical_nll, normal_kl, normal_nll
 from .lattice import (
@@ -38,14 +52,22 @@ __all__ = [
     "ImportanceBound",
     "IsingMeasurement",
     "IsingObservables",
+    "LogPartition",
+    "RBMGradient",
+    "Tempering",
+    "ais_log_partition",
     "backends",
     "bernoulli_kl",
     "bernoulli_nll",
     "bernoulli_straight_through",
+    "boltzmann",
     "bound",
     "categorical_kl",
     "categorical_nll",
     "categorical_straight_through",
+    "dbm_gibbs",
+    "dbm_join",
+    "dbm_mean_field",
     "discretized_logistic_mixture_nll",
     "discretized_logistic_mixture_sample",
     "discretized_logistic_nll",
@@ -69,10 +91,15 @@ __all__ = [
     "normal_nll",
     "normal_rsample",
     "normal_rsample_kl",
+    "parallel_tempering",
     "potts_gibbs",
     "random",
     "rbm",
+    "rbm_cd_gradient",
+    "rbm_energy",
+    "rbm_free_energy",
     "rbm_gibbs",
+    "rbm_log_partition",
     "relaxed",
     "relaxed_bernoulli_rsample",
     "reparam",
