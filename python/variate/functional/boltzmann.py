@@ -12,8 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .. import reference
-from ..reference.rbm import VISIBLE_KINDS, one_hot, rbm_gibbs
+from ..reference.rbm import VISIBLE_KINDS, one_hot
 from . import _checks, _key, random
+from .rbm import rbm_gibbs
 
 __all__ = [
     "LogPartition",
@@ -180,13 +181,7 @@ def rbm_cd_gradient(
             first_step=first_step,
         )[0]
         negative = _states("persistent", chains, weight, visible_bias, hidden_bias, visible_kind)
-        # Both phases are one product each way; a row's share of its mean scales it.
-        states = torch.cat((positive, negative))
-        hidden = torch.sigmoid(torch.addmm(hidden_bias, states, weight))
-        hidden[: len(positive)] *= -1 / len(positive)
-        hidden[len(positive) :] *= 1 / len(negative)
-        of_visible = negative.mean(0) - positive.mean(0)
-        return RBMGradient(states.t() @ hidden, of_visible, hidden.sum(0), chains)
+        return RBMGradient(*phase_difference(positive, negative, weight, hidden_bias), chains)
 
 
 def rbm_log_partition(
@@ -207,7 +202,7 @@ def rbm_log_partition(
         TypeError, ValueError: as there; more than 2^25 states of the hidden units (or of binary visible ones).
     """
     _machine(weight, visible_bias, hidden_bias, visible_kind)
-    ways = _categories(visible_kind, categories, len(visible_bias))
+    ways = check_categories(visible_kind, categories, len(visible_bias))
     units = min(weight.shape) if visible_kind == "bernoulli" else weight.shape[1]
     if units > 25:
         raise ValueError(
@@ -267,7 +262,7 @@ def ais_log_partition(
     """
     _machine(weight, visible_bias, hidden_bias, visible_kind)
     ladder = _ladder(betas)
-    ways = _categories(visible_kind, categories, len(visible_bias))
+    ways = check_categories(visible_kind, categories, len(visible_bias))
     gaussian = visible_kind == "gaussian"
     if base_bias is not None:
         if gaussian:
@@ -278,7 +273,7 @@ def ais_log_partition(
     if start is None:
         _checks.count("chains", chains)
         own = None if key is None else random.fold_in(key, _START)
-        visible = _independent(visible_bias if gaussian else base, chains, visible_kind, ways, key=own, **noise)
+        visible = independent(visible_bias if gaussian else base, chains, visible_kind, ways, key=own, **noise)
     else:
         _states("start", start, weight, visible_bias, hidden_bias, visible_kind)
         visible = start
@@ -295,7 +290,7 @@ def ais_log_partition(
 
     def log_ratio(visible: Tensor, k: int) -> Tensor:
         """log p_k(v) - log p_(k-1)(v)."""
-        states = _as_states(visible, weight, visible_kind)
+        states = as_states(visible, weight, visible_kind)
         field = torch.addmm(hidden_bias, states, weight).double()
         ratio = (F.softplus(ladder[k] * field) - F.softplus(ladder[k - 1] * field)).sum(-1)
         own = 0.0 if gaussian else states.double() @ (visible_bias.double() - base.double())
@@ -370,7 +365,7 @@ def parallel_tempering(
     Source: Swendsen and Wang 1986; Desjardins et al. 2010.
     """
     _machine(weight, visible_bias, hidden_bias, visible_kind)
-    ladder = _rising(betas, visible_kind)
+    ladder = check_rising(betas, visible_kind)
     _checks.count("rounds", rounds)
     _checks.count("steps", steps)
     count = len(ladder)
@@ -578,6 +573,18 @@ def dbm_mean_field(
     return tuple(next(parts[index % 2]) for index in range(len(sizes)))[1:]
 
 
+def phase_difference(
+    positive: Tensor, negative: Tensor, weight: Tensor, hidden_bias: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Negative statistics minus positive ones: of weight, visible_bias and hidden_bias, from states [B, V]. Both phases
+    are one product each way; a row's share of its mean scales it."""
+    states = torch.cat((positive, negative))
+    hidden = torch.sigmoid(torch.addmm(hidden_bias, states, weight))
+    hidden[: len(positive)] *= -1 / len(positive)
+    hidden[len(positive) :] *= 1 / len(negative)
+    return states.t() @ hidden, negative.mean(0) - positive.mean(0), hidden.sum(0)
+
+
 def start_of(
     data: Tensor, visible_kind: str, key: Tensor | None, generator: torch.Generator | None, first_sample: int
 ) -> Tensor:
@@ -587,7 +594,7 @@ def start_of(
     return random.bernoulli(data, key=key, generator=generator, first_sample=first_sample, dtype=torch.uint8)
 
 
-def _independent(
+def independent(
     bias: Tensor,
     chains: int,
     visible_kind: str,
@@ -630,7 +637,7 @@ def _ladder(betas: int | Sequence[float] | Tensor) -> list[float]:
     return ladder
 
 
-def _rising(betas: Sequence[float] | Tensor, visible_kind: str) -> list[float]:
+def check_rising(betas: Sequence[float] | Tensor, visible_kind: str) -> list[float]:
     ladder = _numbers(betas)
     low = 0.0 if visible_kind != "gaussian" else math.ulp(0.0)
     if not ladder or _falls(ladder) or not (low <= ladder[0] and ladder[-1] < math.inf):
@@ -711,14 +718,14 @@ def _states(
         _checks.categories(name, visible, units // groups)
     elif visible.dim() != 2 or visible.shape[1] != units:
         raise ValueError(f"{name}: expected [B, {units}], got {tuple(visible.shape)}")
-    return _as_states(visible, weight, visible_kind)
+    return as_states(visible, weight, visible_kind)
 
 
-def _as_states(visible: Tensor, weight: Tensor, visible_kind: str) -> Tensor:
+def as_states(visible: Tensor, weight: Tensor, visible_kind: str) -> Tensor:
     return (one_hot(visible, len(weight)) if visible_kind == "categorical" else visible).to(weight.dtype)
 
 
-def _categories(visible_kind: str, categories: int | None, units: int) -> int:
+def check_categories(visible_kind: str, categories: int | None, units: int) -> int:
     if visible_kind != "categorical":
         if categories is not None:
             raise ValueError(f"categories: expected None for {visible_kind} visibles, got {categories}")
