@@ -5,6 +5,7 @@ from __future__ import annotations
 from . import likelihoods
 from .hierarchical import HierarchicalVAE, TopDownLayer
 from .lattice import Ising, Potts
+from .rbm import DBM, RBM
 from .vae import VAE
 
-__all__ = ["VAE", "HierarchicalVAE", "Ising", "Potts", "TopDownLayer", "likelihoods"]
+__all__ = ["DBM", "RBM", "VAE", "HierarchicalVAE", "Ising", "Potts", "TopDownLayer", "likelihoods"]

@@ -15,7 +15,7 @@ from ..functional import _key
 from ._settings import check_count, new_setting, set_to
 from .likelihoods import Likelihood, likelihood_of
 
-__all__ = ["LatentVariableModel"]
+__all__ = ["LatentVariableModel", "progress_bar"]
 
 
 class LatentVariableModel(nn.Module):
@@ -100,7 +100,7 @@ class LatentVariableModel(nn.Module):
             index = torch.arange(first_sample, first_sample + len(x), device=x.device)
             key = random.fold_in(key.expand(len(x), 2), index)
         parts = []
-        with _bar(len(x) * samples, "log p(x)", progress) as advance:
+        with progress_bar(len(x) * samples, "log p(x)", progress) as advance:
             for rows, keys in zip(x.split(batch_size), key.split(batch_size), strict=True):
                 parts.append(self._stream(rows, keys, samples, max(1, batch_size // len(rows)), advance))
         return torch.cat(parts) - math.log(samples)
@@ -177,7 +177,7 @@ def _watched(module: nn.Module) -> bool:
 
 
 @contextmanager
-def _bar(total: int, what: str, wanted: bool) -> Iterator[Callable[[int], None]]:
+def progress_bar(total: int, what: str, wanted: bool) -> Iterator[Callable[[int], None]]:
     """A progress bar, if it is wanted and can be shown: `advance(steps)`."""
     try:
         if not wanted:
