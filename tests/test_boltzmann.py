@@ -152,7 +152,7 @@ def test_free_energy_keeps_the_dtype_and_takes_no_rows() -> None:
 @pytest.mark.parametrize("beta", [1.0, 0.4])
 def test_joint_histogram(beta) -> None:
     m = machine(5, 4, 1.5)
-    visible, hidden = functional.boltzmann.rbm_gibbs(
+    visible, hidden = functional.rbm_gibbs(
         torch.zeros(40_000, 5, dtype=torch.uint8), *m, steps=40, beta=beta, key=variate.random.key(1)
     )
     every = states(9)
@@ -165,7 +165,7 @@ def test_posterior_under_a_clamp() -> None:
     m = machine(5, 4, 1.5)
     start = torch.tensor([1, 0, 0, 1, 0], dtype=torch.uint8).repeat(40_000, 1)
     clamp = torch.tensor([1, 1, 0, 0, 0], dtype=torch.uint8)
-    visible, _ = functional.boltzmann.rbm_gibbs(start, *m, steps=40, clamp=clamp, key=variate.random.key(2))
+    visible, _ = functional.rbm_gibbs(start, *m, steps=40, clamp=clamp, key=variate.random.key(2))
     assert visible[:, :2].equal(start[:, :2])
     every, probs = exact_visible(m)
     fitting = (every[:, 0] == 1) & (every[:, 1] == 0)
@@ -175,7 +175,7 @@ def test_posterior_under_a_clamp() -> None:
 
 def test_categorical_histogram() -> None:
     m = machine(6, 4, 1.5)
-    visible, _ = functional.boltzmann.rbm_gibbs(
+    visible, _ = functional.rbm_gibbs(
         torch.zeros(40_000, 2, dtype=torch.uint8),
         *m,
         steps=60,
@@ -196,7 +196,7 @@ def test_categorical_histogram() -> None:
 )
 def test_means_of_published_machines(shape, v0, h0, v0h0, sums) -> None:
     m = machine(*shape)
-    v, h = functional.boltzmann.rbm_gibbs(
+    v, h = functional.rbm_gibbs(
         torch.zeros(30_000, shape[0], dtype=torch.uint8), *m, steps=50, key=variate.random.key(4)
     )
     v, h = v.double(), h.double()
@@ -212,13 +212,13 @@ def test_means_of_published_machines(shape, v0, h0, v0h0, sums) -> None:
 
 def test_gaussian_means() -> None:
     m = machine(3, 4, 0.5)
-    v, h = functional.boltzmann.rbm_gibbs(
+    v, h = functional.rbm_gibbs(
         torch.zeros(30_000, 3), *m, steps=60, visible_kind="gaussian", key=variate.random.key(5)
     )
     assert_mean(v, torch.tensor([1.538564, -1.293164, 0.783077]).double())
     assert_mean(h, torch.tensor([0.814276, 0.877944, 0.811615, 0.502351]).double())
     # The hidden units' joint distribution at another temperature: exp(-beta E) summed over v in closed form.
-    _, h = functional.boltzmann.rbm_gibbs(
+    _, h = functional.rbm_gibbs(
         torch.zeros(30_000, 3), *m, steps=60, beta=0.6, visible_kind="gaussian", key=variate.random.key(6)
     )
     w, a, b = (t.double() for t in m)
@@ -431,7 +431,7 @@ def test_tempering_does_not_depend_on_the_split() -> None:
     assert parallel_tempering(start, *m, betas=(0.1, 0.5, 1), key=key).swap_rates.isnan().tolist() == [False, True]
     alone = parallel_tempering(start[:1], *m, betas=[1.0], rounds=3, key=key)
     assert alone.swap_rates.shape == (0,)
-    assert alone.visible[0].equal(boltzmann.rbm_gibbs(start[0], *m, steps=3, key=key)[0])
+    assert alone.visible[0].equal(functional.rbm_gibbs(start[0], *m, steps=3, key=key)[0])
 
 
 # Deep machines.
@@ -498,6 +498,53 @@ def test_mean_field_is_a_fixed_point_below_the_likelihood() -> None:
     # With one hidden layer it is exact.
     (only,) = dbm_mean_field(visible, weights[:1], biases[:2], iterations=1)
     torch.testing.assert_close(only, torch.sigmoid(visible.float() @ weights[0]))
+
+
+# Everywhere.
+
+
+def everything(key: Tensor) -> list[Tensor]:
+    m = machine(6, 4)
+    x = exact_samples(m, 8)
+    weights, biases = deep(5, 4, 3)
+    tempered = parallel_tempering(x.expand(3, 8, 6), *m, betas=(0.2, 0.6, 1), rounds=3, key=key)
+    layers = dbm_gibbs(torch.zeros(4, 5, dtype=torch.uint8), weights, biases, steps=2, key=key)
+    return [rbm_cd_gradient(x, *m, steps=2, key=key).chains, tempered.visible, tempered.hidden, *layers]
+
+
+def test_the_reference_has_the_same_bits() -> None:
+    key = variate.random.key(23)
+    ours = everything(key)
+    with variate.use_backend("reference"):
+        theirs = everything(key)
+    for one, other in zip(ours, theirs, strict=True):
+        assert one.equal(other)
+
+
+def test_a_seed_of_torch_is_a_result() -> None:
+    m = machine(6, 4)
+    start = torch.zeros(3, 8, 6, dtype=torch.uint8)
+    results = []
+    for seed in (0, 0, 1):
+        torch.manual_seed(seed)
+        tempered = parallel_tempering(start, *m, betas=(0.2, 0.6, 1), rounds=3)
+        results.append((tempered.visible, ais_log_partition(*m, betas=5, chains=8).log_weights))
+    assert all(a.equal(b) for a, b in zip(results[0], results[1], strict=True))
+    assert not any(a.equal(b) for a, b in zip(results[0], results[2], strict=True))
+
+
+def test_compiles_whole(fresh_dynamo: None) -> None:
+    m = machine(6, 4)
+    x = exact_samples(m, 8)
+    key = variate.random.key(24)
+
+    def step(x: Tensor, first_step: int) -> tuple[Tensor, ...]:
+        return rbm_cd_gradient(x, *m, steps=2, key=key, first_step=first_step), rbm_free_energy(x, *m)
+
+    compiled = torch.compile(step, backend="aot_eager", fullgraph=True)
+    for first in (0, 2, 4):
+        (gradient, energy), (found, other) = step(x, first), compiled(x, first)
+        torch.testing.assert_close((*found, other), (*gradient, energy))
 
 
 # Bad input.

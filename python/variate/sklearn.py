@@ -92,38 +92,51 @@ class BernoulliRBM(_BernoulliRBM):  # type: ignore[misc]
 
 
 class _Training:
-    """The machine in float32, as a batch after the other changes it."""
+    """The machine in float32, as a batch after the other changes it: the hidden biases are the last row of its weights,
+    the visible ones the last column, of units that are always 1. So a batch is three products and two draws."""
 
     def __init__(self, model: BernoulliRBM) -> None:
-        self.weight = _single(model.components_.T).contiguous()  # [features, components]
-        self.hidden_bias, self.visible_bias = _single(model.intercept_hidden_), _single(model.intercept_visible_)
-        self.chains = _single(model.h_samples_)
+        self.components, self.features = model.components_.shape
+        machine = np.zeros((self.features + 1, self.components + 1), dtype=np.float32)
+        machine[:-1, :-1] = model.components_.T
+        machine[-1, :-1], machine[:-1, -1] = model.intercept_hidden_, model.intercept_visible_
+        self.machine = torch.from_numpy(machine)
+        self.chains = torch.ones(len(model.h_samples_), self.components + 1)
+        self.chains[:, :-1] = _single(model.h_samples_)
+        self.visible = torch.empty(len(self.chains), self.features + 1)
         self.rate = float(model.learning_rate)
+        self.phases: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
+
+    def phases_of(self, rows: int) -> tuple[Tensor, Tensor, Tensor]:
+        """For batches of so many rows: room for the visible and the hidden units of both phases, and what each row
+        counts."""
+        if rows not in self.phases:
+            states = torch.ones(rows + len(self.chains), self.features + 1)
+            share = torch.full((len(states), 1), self.rate / rows)
+            share[rows:] *= -1
+            self.phases[rows] = states, torch.empty(len(states), self.components + 1), share
+        return self.phases[rows]
 
     @torch.no_grad()
     def step(self, data: Tensor, visible_key: Tensor, hidden_key: Tensor) -> None:
         rows = len(data)
-        negative = bernoulli_straight_through(
-            torch.addmm(self.visible_bias, self.chains, self.weight.t()), key=visible_key
-        )
-        # Both phases are one product each way: their rows count rate / rows, with their signs.
-        states = torch.cat((data, negative))
-        hidden = torch.sigmoid_(torch.addmm(self.hidden_bias, states, self.weight))
-        self.chains = random.bernoulli(hidden[rows:], key=hidden_key)
-        share = torch.full((len(states), 1), self.rate / rows)
-        share[rows:] *= -1
+        states, hidden, share = self.phases_of(rows)
+        states[:rows, :-1] = data
+        torch.mm(self.chains, self.machine.t(), out=self.visible)
+        states[rows:, :-1] = bernoulli_straight_through(self.visible[:, :-1], key=visible_key)
+        torch.mm(states, self.machine, out=hidden)
+        self.chains[:, :-1] = bernoulli_straight_through(hidden[rows:, :-1], key=hidden_key)
+        hidden.sigmoid_()
+        hidden[:, -1] = 1
         hidden *= share
-        self.weight.addmm_(states.t(), hidden)
-        self.hidden_bias += hidden.sum(0)
-        self.visible_bias.addmv_(states.t(), share[:, 0])
+        self.machine.addmm_(states.t(), hidden)
 
     def write(self, model: BernoulliRBM) -> None:
         """The attributes, each in the dtype it has."""
-        model.components_[...] = self.weight.numpy().T
-        model.intercept_hidden_[...] = self.hidden_bias.numpy()
-        model.intercept_visible_[...] = self.visible_bias.numpy()
-        dtype = model.h_samples_.dtype
-        model.h_samples_ = self.chains.numpy().astype(dtype)
+        machine = self.machine.numpy()
+        model.components_[...] = machine[:-1, :-1].T
+        model.intercept_hidden_[...], model.intercept_visible_[...] = machine[-1, :-1], machine[:-1, -1]
+        model.h_samples_ = self.chains[:, :-1].numpy().astype(model.h_samples_.dtype)
 
 
 def _single(array: Any) -> Tensor:

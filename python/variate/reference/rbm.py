@@ -307,10 +307,11 @@ def rbm_log_partition(
     w, a, b = weight.double(), visible_bias.double(), hidden_bias.double()
     if visible_kind == "bernoulli" and len(a) < len(b):
         w, a, b = w.t(), b, a
-    total = torch.tensor(-math.inf, dtype=torch.float64)
+    total = torch.tensor(-math.inf, dtype=torch.float64, device=w.device)
+    bits = torch.arange(len(b), device=w.device)
     for first in range(0, 2 ** len(b), 2**14):
-        index = torch.arange(first, min(first + 2**14, 2 ** len(b)))
-        h = ((index[:, None] >> torch.arange(len(b))) & 1).double()
+        index = torch.arange(first, min(first + 2**14, 2 ** len(b)), device=w.device)
+        h = ((index[:, None] >> bits) & 1).double()
         field = h @ w.t()
         if visible_kind == "gaussian":
             log_sum = (field * (field / 2 + a)).sum(-1) + len(a) / 2 * math.log(2 * math.pi)
