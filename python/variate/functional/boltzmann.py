@@ -32,7 +32,7 @@ __all__ = [
 ]
 
 # Keys of draws that are not Gibbs steps: fold_in(key, one of these). Layers take the numbers below.
-_SWAPS, _START = 2**16, 2**16 + 1
+_SWAPS, START = 2**16, 2**16 + 1
 
 
 class RBMGradient(NamedTuple):
@@ -146,7 +146,8 @@ def rbm_cd_gradient(
         weight, visible_bias, hidden_bias, visible_kind: as there.
         steps: Gibbs steps, at least 1.
         persistent: the chains of persistent contrastive divergence: what the last call returned; any number of them.
-        key: int64 [2]; drawn from torch's generator where it is left out. fold_in(key, 2^16 + 1) draws binary data.
+        key: int64 [2]; drawn from torch's generator where it is left out. fold_in(fold_in(key, 2^16 + 1),
+            first_step) draws binary data.
         generator: the generator that draws it (eager code only).
         first_sample: the index of row 0 in the whole batch.
         first_step: how many steps the chains have made.
@@ -165,7 +166,7 @@ def rbm_cd_gradient(
         raise ValueError("data: expected at least one row, as the gradient is a mean; skip an empty batch")
     start = data if persistent is None else persistent
     if persistent is None and visible_kind == "bernoulli":
-        own = None if key is None else random.fold_in(key, _START)
+        own = None if key is None else random.fold_in(random.fold_in(key, START), first_step)
         start = start_of(data, visible_kind, own, generator, first_sample)
     with torch.no_grad():
         chains = rbm_gibbs(
@@ -272,7 +273,7 @@ def ais_log_partition(
     noise: dict[str, Any] = {"generator": generator, "first_sample": first_sample}
     if start is None:
         _checks.count("chains", chains)
-        own = None if key is None else random.fold_in(key, _START)
+        own = None if key is None else random.fold_in(key, START)
         visible = independent(visible_bias if gaussian else base, chains, visible_kind, ways, key=own, **noise)
     else:
         _states("start", start, weight, visible_bias, hidden_bias, visible_kind)

@@ -22,7 +22,6 @@ from ._settings import check_count
 __all__ = ["DBM", "RBM"]
 
 METHODS = ("cd", "pcd", "pt")
-_START = 2**16 + 1
 
 
 class _Machine(nn.Module):
@@ -121,7 +120,7 @@ class _Machine(nn.Module):
         batches = math.ceil(len(rows) / batch_size)
         with progress_bar(max(0, epochs - first) * batches, "fit", progress) as advance:
             for epoch in range(first, epochs):
-                order = random.uniform(len(rows), key=random.fold_in(key, _START + 1 + epoch)).argsort()
+                order = random.uniform(len(rows), key=random.fold_in(key, boltzmann.START + 1 + epoch)).argsort()
                 for index in order.to(rows.device).split(batch_size):
                     batch = rows[index].to(device)
                     for parameter, gradient in zip(parameters.values(), self._gradients(batch, key=key), strict=True):
@@ -281,7 +280,7 @@ class RBM(_Machine):
         check_count("steps", steps, least=1)
         noise: dict[str, Any] = {"generator": generator, "first_sample": first_sample}
         if start is None:
-            own = None if key is None else random.fold_in(key, _START)
+            own = None if key is None else random.fold_in(key, boltzmann.START)
             bias = self.visible_bias.detach()
             start = boltzmann.independent(bias, n, self.visible_kind, self._ways, key=own, **noise)
         elif len(start) != n:
@@ -335,11 +334,12 @@ class RBM(_Machine):
     ) -> Tensor:
         """The visible states of the negative phase, after moving the chains on."""
         noise: dict[str, Any] = {"generator": generator, "first_sample": first_sample}
-        own = None if key is None else random.fold_in(key, _START)
+        own = None if key is None else random.fold_in(key, boltzmann.START)
         kind = self.visible_kind
         machine = self._parameters_()
         options: dict[str, Any] = {"visible_kind": kind, "key": key, "first_step": self._made, **noise}
         if self.method == "cd":
+            own = None if own is None else random.fold_in(own, self._made)
             start = boltzmann.start_of(rows, kind, own, generator, first_sample)
             self._made += self.steps
             return rbm_gibbs(start, *machine, steps=self.steps, **options)[0]

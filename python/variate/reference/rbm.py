@@ -277,7 +277,7 @@ def rbm_cd_gradient(
     noise: dict[str, Any] = {"key": key, "generator": generator, "first_sample": first_sample}
     start = data if persistent is None else persistent
     if persistent is None and visible_kind == "bernoulli" and data.is_floating_point():
-        own = noise if key is None else noise | {"key": random.fold_in(key, 2**16 + 1)}
+        own = noise if key is None else noise | {"key": random.fold_in(random.fold_in(key, 2**16 + 1), first_step)}
         start = random.bernoulli(data, **own, dtype=torch.uint8)
     chains = rbm_gibbs(
         start,
