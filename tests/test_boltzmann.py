@@ -242,7 +242,7 @@ def test_fixed_point_exponents_are_the_largest() -> None:
     def fits(e: Tensor) -> Tensor:
         scale = torch.exp2(e.double())
         small, offset = (weight.double() * scale).round().abs(), (bias.double() * scale).round().abs()
-        return (small.amax(0) < 2**22) & (small.sum(0) + offset < 2**31)
+        return small.sum(0) + offset < 2**31
 
     assert fits(exponent).all()
     assert not fits(exponent + 1)[torch.arange(60) != 3].any()
