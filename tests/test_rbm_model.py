@@ -8,6 +8,7 @@ import itertools
 import pytest
 import torch
 from torch import Tensor
+from torch._dynamo.testing import CompileCounterWithBackend
 
 import variate
 from variate import checkpoint
@@ -212,6 +213,24 @@ def test_deep_machine_learns() -> None:
     assert before < -4 and after > -3.4
     assert model.sample(9, steps=10).shape == (9, 6) and model.reconstruct(x).shape == x.shape
     assert [tuple(m.shape) for m in model.transform(x[:5])] == [(5, 8), (5, 4)]
+
+
+@pytest.mark.parametrize("make", [lambda: RBM(6, 4, chains=8), lambda: RBM(6, 4, method="cd"), lambda: DBM([6, 4, 3])])
+def test_compiled_steps_are_not_compiled_again(make, fresh_dynamo) -> None:
+    x, key = patterns(16), variate.random.key(*KEY)
+    models = []
+    for _ in range(2):
+        torch.manual_seed(0)
+        models.append(make())
+    counter = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(models[0], backend=counter)
+    for step in range(12):
+        found, expected = compiled(x, key=key), models[1](x, key=key)
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+        found.backward()
+        if step == 2:
+            count = counter.frame_count
+    assert counter.frame_count == count
 
 
 def test_settings_are_checked() -> None:

@@ -390,7 +390,8 @@ def parallel_tempering(
     tried = torch.zeros(count - 1, dtype=torch.int64, device=device)
     accepted = torch.zeros_like(tried)
     with torch.no_grad():
-        for number in range(first_step, first_step + rounds):
+        for index in range(rounds):
+            number = first_step + index
             states, hidden = rbm_gibbs(
                 states,
                 weight,

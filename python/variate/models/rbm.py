@@ -199,6 +199,9 @@ class RBM(_Machine):
     Wherever noise is drawn, ``key`` fixes it and ``generator`` seeds it. The chains count their steps, so one key
     serves a whole run.
 
+    Under torch.compile the chains move outside of the graph, so it takes no ``fullgraph=True``; nothing is compiled
+    again from step to step. ``functional.rbm_cd_gradient`` compiles whole.
+
     Raises:
         TypeError: ``x`` is not such a tensor; a setting has the wrong type.
         ValueError: shapes do not fit together, a setting is out of range.
@@ -328,6 +331,7 @@ class RBM(_Machine):
             of_weight, of_visible, of_hidden = boltzmann.phase_difference(*phases, self.weight, self.hidden_bias)
         return [of_weight, of_visible, of_hidden]
 
+    @torch.compiler.disable  # it counts steps, and torch.compile takes a module's integers for constants
     @torch.no_grad()
     def _negative(
         self, rows: Tensor, key: Tensor | None, generator: torch.Generator | None, first_sample: int
@@ -514,6 +518,7 @@ class DBM(_Machine):
     def _means(self, rows: Tensor) -> list[Tensor]:
         return [rows.to(self.weights[0].dtype), *self.transform(rows)]
 
+    @torch.compiler.disable  # it counts steps, and torch.compile takes a module's integers for constants
     @torch.no_grad()
     def _negative(self, key: Tensor | None, generator: torch.Generator | None, first_sample: int) -> list[Tensor]:
         noise: dict[str, Any] = {"key": key, "generator": generator, "first_sample": first_sample}
