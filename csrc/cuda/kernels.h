@@ -1,6 +1,7 @@
 // The CUDA kernels' host side: each function enqueues its op on the stream of the call and returns at once.
 #pragma once
 
+#include <variate/lattice.h>
 #include <variate/variate.h>
 
 namespace variate::cuda {
@@ -31,5 +32,10 @@ variate_status bernoulli_nll_backward(const variate_bernoulli_nll_backward_args&
 variate_status discretized_logistic_mixture_nll(const variate_discretized_logistic_mixture_nll_args&);
 uint64_t discretized_logistic_mixture_nll_workspace(const variate_discretized_logistic_mixture_nll_args&);
 variate_status discretized_logistic_mixture_nll_backward(const variate_discretized_logistic_mixture_nll_backward_args&);
+
+variate_status ising_pack(const variate_ising_pack_args&);
+variate_status ising_unpack(const variate_ising_pack_args&);
+variate_status ising_gibbs(const variate_ising_gibbs_args&);
+uint64_t ising_gibbs_workspace(const variate_ising_gibbs_args&);
 
 }  // namespace variate::cuda

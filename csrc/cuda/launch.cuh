@@ -11,21 +11,29 @@
 
 namespace variate::cuda {
 
-inline constexpr int block_threads = 256;  // of every kernel
+inline constexpr int block_threads = 256;  // of every kernel that does not say otherwise
 
-// Enqueues `kernel`. A launch that fails leaves its reason in the last error.
+// Enqueues `kernel` with blocks of `threads` and dynamic shared memory. A launch that fails leaves its reason in the last
+// error.
 template <class... Parameters, class... Arguments>
-variate_status launch(const variate_execution& execution, void (*kernel)(Parameters...), int64_t blocks,
-                      const Arguments&... arguments) {
+variate_status launch_config(const variate_execution& execution, void (*kernel)(Parameters...), int64_t blocks,
+                             int threads, uint64_t shared_bytes, const Arguments&... arguments) {
   cudaLaunchConfig_t config{};
   config.gridDim = dim3(static_cast<unsigned>(blocks));
-  config.blockDim = dim3(block_threads);
+  config.blockDim = dim3(static_cast<unsigned>(threads));
+  config.dynamicSmemBytes = shared_bytes;
   config.stream = static_cast<cudaStream_t>(execution.stream);
   const cudaError_t error = cudaLaunchKernelEx(&config, kernel, arguments...);
   if (error == cudaSuccess) return VARIATE_OK;
   cudaGetLastError();  // so that the caller's next check does not find this one again
   set_error("CUDA: the kernel did not launch: %s", cudaGetErrorString(error));
   return VARIATE_DEVICE_ERROR;
+}
+
+template <class... Parameters, class... Arguments>
+variate_status launch(const variate_execution& execution, void (*kernel)(Parameters...), int64_t blocks,
+                      const Arguments&... arguments) {
+  return launch_config(execution, kernel, blocks, block_threads, 0, arguments...);
 }
 
 // Four consecutive columns of a row: one Philox counter, one vector access.
