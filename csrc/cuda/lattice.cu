@@ -11,15 +11,14 @@ namespace variate::cuda {
 
 namespace {
 
-// A chain whose words fit in shared memory stays there for all sweeps of a call: a block holds one such chain or several
-// small ones. Larger lattices, and those of too few chains to fill the device, are one launch for each colour.
+// A chain whose words fit in shared memory stays there for all sweeps of a call: a block holds one such chain or
+// several small ones. Larger lattices, and those of too few chains to fill the device, are one launch for each colour.
 
-constexpr int resident_threads = 512;        // at most, of a block that holds chains
-constexpr int resident_chains = 64;          // at most, of a block
-constexpr uint32_t resident_items = 256;     // that a block of several chains aims at
-constexpr uint32_t lone_words = 2048;        // of a colour: one multiprocessor updates these as fast as a launch begins
-constexpr uint32_t most_items = 1u << 16;    // of a block: what an Undecided has room for
-constexpr int queue_capacity = 128;          // of a warp
+constexpr int resident_threads = 512;      // at most, of a block that holds chains
+constexpr int resident_chains = 64;        // at most, of a block
+constexpr uint32_t resident_items = 256;   // that a block of several chains aims at
+constexpr uint32_t lone_words = 2048;      // of a colour: one multiprocessor updates these as fast as a launch begins
+constexpr uint32_t most_items = 1u << 16;  // of a block
 constexpr unsigned whole_warp = 0xffffffffu;
 
 // What a launch knows of its lattice.
@@ -84,12 +83,12 @@ __device__ void prepare(const Parameters& parameters, int64_t first_chain, int c
   __syncthreads();
 }
 
-// A site that its planes leave undecided: item of the block, bit within the item's words, neighbours that pull up and
-// that are missing.
-struct Undecided {
-  static __device__ __forceinline__ uint32_t pack(uint32_t item, uint32_t bit, uint32_t count, uint32_t missing) {
-    return item | bit << 16 | count << 23 | missing << 26;
-  }
+// Undecided sites of a warp, by their places among the bits of the block's items: fewer than 32, and those of one item
+// a lane, of which all are hardly ever undecided.
+struct Queue {
+  static constexpr uint32_t capacity = 188;
+  uint32_t count;
+  uint32_t site[capacity + 3];
 };
 
 // The items of a block, groups of u words, and where they lie: `chains` chains from `first` on of which it has
@@ -129,8 +128,7 @@ __device__ __forceinline__ math::Neighbours<R::dimensions, R::u> pulls(const Fra
                                                                        int colour, const uint32_t* other,
                                                                        uint32_t (&present)[R::neighbours],
                                                                        math::Missing& missing) {
-  math::Neighbours<R::dimensions, R::u> n =
-      math::neighbours<R::dimensions, R::general, R::u>(frame.grid, place, other);
+  math::Neighbours<R::dimensions, R::u> n = math::neighbours<R::dimensions, R::general, R::u>(frame.grid, place, other);
   missing = {0, 0};
   if constexpr (R::general) {
     static_assert(R::u == 1);
@@ -147,36 +145,84 @@ __device__ __forceinline__ math::Neighbours<R::dimensions, R::u> pulls(const Fra
   return n;
 }
 
-// Decides up to 32 undecided sites, a lane each, from `words` of the colour of the block's first chain.
+// Decides a site that its planes have not, and which is -1 so far.
 template <class R>
-__device__ __forceinline__ void decide(const Frame& frame, const Share& share, uint32_t* words, int colour, uint32_t step,
-                                    uint32_t undecided) {
-  const Item item = item_at<R>(frame, share, undecided & 0xffff, colour);
-  const math::WordPlace& at = item.place;
-  const uint32_t bit = undecided >> 16 & 127;
+__device__ __forceinline__ void decide(const Frame& frame, const Share& share, uint32_t* words, int colour,
+                                       uint32_t step, uint32_t undecided) {
+  using One = Rule<R::dimensions, R::general, 1>;
+  const Item item = item_at<R>(frame, share, undecided / (32 * R::u), colour);
+  const uint32_t bit = undecided % 32;
+  math::WordPlace at = item.place;
+  at.index += undecided / 32 % R::u;
+  at.word += undecided / 32 % R::u;
+  const ChainNoise& noise = share.noise[item.chain];
   const int64_t row = static_cast<int64_t>(at.z) * frame.grid.height + at.y;
   const uint64_t site = static_cast<uint64_t>(row * frame.grid.width + 2 * (32 * at.word + bit) + at.parity);
-  const ChainNoise& noise = share.noise[item.chain];
   const math::Words draw = math::noise_words(noise.rest, site / 4, noise.sample, step);
   const uint32_t low = site & 1 ? draw.w[1] : draw.w[0];
   const uint32_t high = site & 1 ? draw.w[3] : draw.w[2];
-  const math::HeatBath& bath = share.baths[item.chain * R::each + (undecided >> 26)];
-  const uint32_t rest = static_cast<uint32_t>(bath.threshold[undecided >> 23 & 7]);
-  if ((site & 2 ? high : low) < rest) {
-    atomicOr(words + item.chain * frame.chain_words() + at.index + bit / 32, 1u << bit % 32);
+
+  uint32_t* own = words + item.chain * frame.chain_words() + colour * static_cast<int64_t>(frame.grid.size);
+  const uint32_t* other =
+      words + item.chain * frame.chain_words() + (1 - colour) * static_cast<int64_t>(frame.grid.size);
+  uint32_t present[R::neighbours];
+  math::Missing missing;
+  const auto n = pulls<One>(frame, at, colour, other, present, missing);
+  uint32_t up = 0;
+#pragma unroll
+  for (int d = 0; d < R::neighbours; ++d) up += n.of[d].w[0] >> bit & 1;
+  const uint32_t gone = missing.count + (missing.edge >> bit & 1);
+  const uint32_t rest = static_cast<uint32_t>(share.baths[item.chain * R::each + gone].threshold[up]);
+  if ((site & 2 ? high : low) < rest) atomicOr(own + at.index, 1u << bit);
+}
+
+// Queues the undecided sites of each lane's item, and decides 32 at a time, or all of them at the end. All lanes of a
+// warp call it.
+template <class R>
+__device__ __forceinline__ void decide_undecided(const Frame& frame, const Share& share, uint32_t* words, int colour,
+                                                 uint32_t step, Queue& queue, uint32_t item,
+                                                 const math::Draw (&draw)[R::u], bool end) {
+  const uint32_t lane = threadIdx.x % 32;
+  uint32_t left = 0;
+#pragma unroll
+  for (int i = 0; i < R::u; ++i) left += __popc(draw[i].undecided);
+  for (bool more = true; more;) {
+    uint32_t to = Queue::capacity;
+    if (left > 0) to = atomicAdd(&queue.count, left);
+    const uint32_t first = to;
+    const bool full = left > 0 && to + left > Queue::capacity;
+    if (left > 0 && !full) {
+#pragma unroll
+      for (int i = 0; i < R::u; ++i) {
+        for (uint32_t sites = draw[i].undecided; sites; sites &= sites - 1) {
+          queue.site[to++] = 32 * (R::u * item + i) + static_cast<uint32_t>(__ffs(static_cast<int>(sites)) - 1);
+        }
+      }
+      left = 0;
+    }
+    __syncwarp();
+    uint32_t queued = queue.count;
+    more = queued > Queue::capacity;
+    if (more) queued = __reduce_min_sync(whole_warp, full ? first : Queue::capacity);
+    for (const uint32_t least = end && !more ? 1 : 32; queued >= least;) {
+      const uint32_t decided = min(queued, 32u);
+      queued -= decided;
+      if (lane < decided) decide<R>(frame, share, words, colour, step, queue.site[queued + lane]);
+    }
+    __syncwarp();
+    if (lane == 0) queue.count = queued;
+    __syncwarp();
   }
 }
 
 // One colour of a block's items, from `words`, those of the block's first chain. Every thread of the block calls it.
 template <class R>
 __device__ __forceinline__ void update(const Frame& frame, const Share& share, uint32_t* words, int colour,
-                                       uint32_t step, uint32_t* queue) {
+                                       uint32_t step, Queue& queue) {
   constexpr int u = R::u;
-  const int lane = static_cast<int>(threadIdx.x % 32);
   const int64_t own_words = colour * static_cast<int64_t>(frame.grid.size);
   const int64_t other_words = frame.grid.size - own_words;
-  int queued = 0;
-  for (uint32_t first = 0; first < share.items; first += blockDim.x) {  // the same for all threads, who vote below
+  for (uint32_t first = 0; first < share.items; first += blockDim.x) {  // the same for all lanes of a warp
     const bool active = first + threadIdx.x < share.items;
     const uint32_t number = active ? first + threadIdx.x : 0;
     const Item item = item_at<R>(frame, share, number, colour);
@@ -200,6 +246,12 @@ __device__ __forceinline__ void update(const Frame& frame, const Share& share, u
     const ChainNoise& noise = share.noise[item.chain];
     const uint64_t block = 2 * static_cast<uint64_t>(own_words + at.index);
     const math::HeatBath* bath = share.baths + item.chain * R::each + (R::general ? missing.count : 0);
+    const bool edge = R::general && missing.edge != 0;
+    const auto threshold = [&](int digit, int i) {
+      uint32_t x = math::evaluate<R::neighbours>(bath->digit[digit], count[i]);
+      if (edge) x ^= (x ^ math::evaluate<R::neighbours>(bath[1].digit[digit], count[i])) & missing.edge;
+      return x;
+    };
     math::Draw draw[u];
 #pragma unroll
     for (int half = 1; half >= 0; --half) {
@@ -210,28 +262,14 @@ __device__ __forceinline__ void update(const Frame& frame, const Share& share, u
       }
 #pragma unroll
       for (int p = 3; p >= 0; --p) {
-        const math::DigitPolynomial digit = bath->digit[4 * half + p];
 #pragma unroll
-        for (int i = 0; i < u; ++i) {
-          uint32_t threshold = math::evaluate<R::neighbours>(digit, count[i]);
-          if (R::general && missing.edge) {
-            const uint32_t at_edge = math::evaluate<R::neighbours>(bath[1].digit[4 * half + p], count[i]);
-            threshold ^= (threshold ^ at_edge) & missing.edge;
-          }
-          math::compare_digit(draw[i], planes[i].w[p], threshold);
-        }
+        for (int i = 0; i < u; ++i) math::compare_digit(draw[i], planes[i].w[p], threshold(4 * half + p, i));
       }
     }
-    uint64_t any_certain = bath->any_certain;
-    if (R::general && missing.edge) any_certain |= bath[1].any_certain;
-    if (any_certain) {
+    if (bath->any_certain || (edge && bath[1].any_certain)) {
 #pragma unroll
       for (int i = 0; i < u; ++i) {
-        uint32_t certain = math::evaluate<R::neighbours>(bath->digit[math::plane_count], count[i]);
-        if (R::general && missing.edge) {
-          const uint32_t at_edge = math::evaluate<R::neighbours>(bath[1].digit[math::plane_count], count[i]);
-          certain ^= (certain ^ at_edge) & missing.edge;
-        }
+        const uint32_t certain = threshold(math::plane_count, i);
         draw[i].up |= certain;
         draw[i].undecided &= ~certain;
       }
@@ -240,40 +278,13 @@ __device__ __forceinline__ void update(const Frame& frame, const Share& share, u
     math::WordGroup<u> up;
 #pragma unroll
     for (int i = 0; i < u; ++i) {
-      const uint32_t valid = active ? math::valid_sites(frame.grid, at.parity, at.word + i) : 0;
+      const uint32_t valid = math::valid_sites(frame.grid, at.parity, at.word + i);
       up.w[i] = draw[i].up & valid;
-      draw[i].undecided &= valid;
+      draw[i].undecided = active ? draw[i].undecided & valid : 0;
     }
-    if (active) *reinterpret_cast<math::WordGroup<u>*>(chain + own_words + at.index) = up;
-
-    // Undecided sites wait in a queue until a warp has one for each lane; none is left at the end.
-    const bool last = first + blockDim.x >= share.items;
-    for (bool more = true; more;) {
-      uint32_t left = 0;
-#pragma unroll
-      for (int i = 0; i < u; ++i) {
-        uint32_t& sites = draw[i].undecided;
-        for (unsigned lanes; queued <= queue_capacity - 32 && (lanes = __ballot_sync(whole_warp, sites != 0)) != 0;) {
-          if (sites) {
-            const int bit = __ffs(static_cast<int>(sites)) - 1;
-            sites &= sites - 1;
-            const uint32_t gone = missing.count + (missing.edge >> bit & 1);
-            queue[queued + __popc(lanes & ((1u << lane) - 1))] =
-                Undecided::pack(number, 32 * i + bit, math::count_at(count[i], bit), gone);
-          }
-          queued += __popc(lanes);
-        }
-        left |= sites;
-      }
-      more = __any_sync(whole_warp, left != 0);
-      __syncwarp();
-      for (const int least = last && !more ? 1 : 32; queued >= least;) {
-        const int decided = queued < 32 ? queued : 32;
-        queued -= decided;
-        if (lane < decided) decide<R>(frame, share, words + own_words, colour, step, queue[queued + lane]);
-      }
-      __syncwarp();
-    }
+    if (active) math::store_words(chain + own_words, at.index, up);
+    __syncwarp();  // others of the warp may add to these words
+    decide_undecided<R>(frame, share, words, colour, step, queue, number, draw, first + blockDim.x >= share.items);
   }
 }
 
@@ -363,7 +374,7 @@ struct ResidentLayout {
     noise = static_cast<uint32_t>(chains * tables * sizeof(math::HeatBath));
     sums = noise + aligned(chains * sizeof(ChainNoise));
     queues = sums + static_cast<uint32_t>(chains * sizeof(Sums));
-    words = queues + static_cast<uint32_t>(threads / 32 * queue_capacity * sizeof(uint32_t));
+    words = queues + static_cast<uint32_t>(threads / 32 * sizeof(Queue));
     bytes = words + static_cast<uint64_t>(chains) * static_cast<uint64_t>(chain_words) * sizeof(uint32_t);
   }
 
@@ -388,7 +399,7 @@ struct Sweeps {
 };
 
 template <class R>
-__global__ void __launch_bounds__(resident_threads)
+__global__ void __launch_bounds__(resident_threads, 1)
     resident_kernel(Frame frame, Parameters parameters, Sweeps sweeps, math::Divider items_per_chain,
                     int chains_per_block, bool aligned, uint32_t* words) {
   extern __shared__ uint4 shared[];
@@ -397,7 +408,7 @@ __global__ void __launch_bounds__(resident_threads)
   math::HeatBath* const baths = reinterpret_cast<math::HeatBath*>(memory);
   ChainNoise* const noise = reinterpret_cast<ChainNoise*>(memory + layout.noise);
   Sums* const sums = reinterpret_cast<Sums*>(memory + layout.sums);
-  uint32_t* const queue = reinterpret_cast<uint32_t*>(memory + layout.queues) + threadIdx.x / 32 * queue_capacity;
+  Queue& queue = reinterpret_cast<Queue*>(memory + layout.queues)[threadIdx.x / 32];
   uint32_t* const state = reinterpret_cast<uint32_t*>(memory + layout.words);
 
   const int64_t first_chain = static_cast<int64_t>(blockIdx.x) * chains_per_block;
@@ -408,6 +419,7 @@ __global__ void __launch_bounds__(resident_threads)
   const uint32_t held = static_cast<uint32_t>(chains * frame.chain_words());
   copy_words(state, home, held, aligned);
   for (int c = threadIdx.x; c < chains; c += blockDim.x) sums[c] = {0, 0};
+  if (threadIdx.x % 32 == 0) queue.count = 0;
   prepare<R::dimensions, R::general>(parameters, first_chain, chains, baths, noise);
 
   int64_t until_measured = sweeps.measure_every;
@@ -459,16 +471,16 @@ __global__ void __launch_bounds__(block_threads)
   constexpr int bath_words = static_cast<int>(R::each * sizeof(math::HeatBath) / sizeof(uint4));
   __shared__ uint4 bath[bath_words];
   __shared__ ChainNoise own_noise;
-  __shared__ uint32_t queues[block_threads / 32 * queue_capacity];
+  __shared__ Queue queues[block_threads / 32];
   const int64_t chain = blockIdx.x / plan.blocks;
   const uint4* from = reinterpret_cast<const uint4*>(baths + chain * R::each);
   for (int i = threadIdx.x; i < bath_words; i += blockDim.x) bath[i] = __ldg(from + i);
   if (threadIdx.x == 0) own_noise = noise[chain];
+  if (threadIdx.x % 32 == 0) queues[threadIdx.x / 32].count = 0;
   __syncthreads();
   const Share share = plan.share(reinterpret_cast<const math::HeatBath*>(bath), &own_noise,
                                  static_cast<uint32_t>(blockIdx.x % plan.blocks));
-  update<R>(frame, share, words + chain * frame.chain_words(), colour, step,
-            queues + threadIdx.x / 32 * queue_capacity);
+  update<R>(frame, share, words + chain * frame.chain_words(), colour, step, queues[threadIdx.x / 32]);
 }
 
 template <class R>
@@ -573,8 +585,8 @@ variate_status resident(const variate_ising_gibbs_args& a, const Frame& frame, c
   const ResidentLayout layout(chains, R::each, threads, frame.chain_words());
   const bool aligned = frame.chain_words() % 4 == 0 && reinterpret_cast<uintptr_t>(a.words) % 16 == 0;
   const Sweeps sweeps{a.sweeps, static_cast<uint32_t>(a.first_step), a.measure_every, a.moments};
-  return launch_resident(a.execution, resident_kernel<R>, blocks, threads, layout.bytes, frame,
-                         parameters, sweeps, math::divider(items), chains, aligned, a.words);
+  return launch_resident(a.execution, resident_kernel<R>, blocks, threads, layout.bytes, frame, parameters, sweeps,
+                         math::divider(items), chains, aligned, a.words);
 }
 
 // Blocks of 256 items or more, and some for each multiprocessor.
@@ -728,8 +740,8 @@ __global__ void __launch_bounds__(block_threads) unpack_kernel(PackPlan plan, co
 #pragma unroll
       for (int k = 0; k < 4; ++k) {
         const int at = 8 * i + 2 * k;
-        const uint32_t up = (even >> at & 1) | (odd >> at & 1) << 8 | (even >> (at + 1) & 1) << 16 |
-                            (odd >> (at + 1) & 1) << 24;
+        const uint32_t up =
+            (even >> at & 1) | (odd >> at & 1) << 8 | (even >> (at + 1) & 1) << 16 | (odd >> (at + 1) & 1) << 24;
         four[k] = ~(up * 0xfe);  // 0x01 where a byte of `up` is 1, else 0xff
       }
       reinterpret_cast<uint4*>(to)[i] = make_uint4(four[0], four[1], four[2], four[3]);

@@ -13,8 +13,8 @@ namespace variate::cuda {
 
 inline constexpr int block_threads = 256;  // of every kernel that does not say otherwise
 
-// Enqueues `kernel` with blocks of `threads` and dynamic shared memory. A launch that fails leaves its reason in the last
-// error.
+// Enqueues `kernel` with blocks of `threads` and dynamic shared memory. A launch that fails leaves its reason in the
+// last error.
 template <class... Parameters, class... Arguments>
 variate_status launch_config(const variate_execution& execution, void (*kernel)(Parameters...), int64_t blocks,
                              int threads, uint64_t shared_bytes, const Arguments&... arguments) {

@@ -80,6 +80,17 @@ VARIATE_INLINE WordGroup<u> load_words(const std::uint32_t* words, std::uint32_t
   return *reinterpret_cast<const WordGroup<u>*>(words + index);
 }
 
+template <int u>
+VARIATE_INLINE void store_words(std::uint32_t* words, std::uint32_t index, const WordGroup<u>& group) {
+#if defined(__CUDA_ARCH__)
+  if constexpr (u == 4) {  // nvcc stores an aggregate element by element
+    *reinterpret_cast<uint4*>(words + index) = make_uint4(group.w[0], group.w[1], group.w[2], group.w[3]);
+    return;
+  }
+#endif
+  *reinterpret_cast<WordGroup<u>*>(words + index) = group;
+}
+
 // One colour of a lattice.
 struct WordGrid {
   std::uint32_t width;
@@ -124,6 +135,7 @@ VARIATE_INLINE WordPlace word_place(const WordGrid& grid, std::uint32_t group, i
 
 // The bits of a row's word that are sites.
 VARIATE_INLINE std::uint32_t valid_sites(const WordGrid& grid, std::uint32_t parity, std::uint32_t word) {
+  if (grid.width % 64 == 0) return ~0u;
   const std::uint32_t sites = (grid.width + 1 - parity) / 2;
   const std::uint32_t before = 32 * word;
   if (sites >= before + 32) return ~0u;
