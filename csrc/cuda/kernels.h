@@ -1,7 +1,6 @@
 // The CUDA kernels' host side: each function enqueues its op on the stream of the call and returns at once.
 #pragma once
 
-#include <variate/lattice.h>
 #include <variate/variate.h>
 
 namespace variate::cuda {
@@ -37,5 +36,6 @@ variate_status ising_pack(const variate_ising_pack_args&);
 variate_status ising_unpack(const variate_ising_pack_args&);
 variate_status ising_gibbs(const variate_ising_gibbs_args&);
 uint64_t ising_gibbs_workspace(const variate_ising_gibbs_args&);
+variate_status ising_measure(const variate_ising_measure_args&);
 
 }  // namespace variate::cuda

@@ -505,6 +505,83 @@ __global__ void __launch_bounds__(block_threads) moments_kernel(Frame frame, Sum
   sums[chain] = {0, 0};
 }
 
+// counts[chain] = sums.
+__global__ void __launch_bounds__(block_threads) finish_sums_kernel(Frame frame, Sums* counts) {
+  const int64_t chain = thread_index();
+  if (chain >= frame.chains) return;
+  const Sums sums = counts[chain];
+  counts[chain] = {static_cast<unsigned long long>(spin_sum(frame, sums)),
+                   static_cast<unsigned long long>(bond_sum(frame, sums))};
+}
+
+// Correlations along x, `some` distances at a time: how many pairs agree, and then their sums.
+constexpr int some_distances = 32;
+
+struct PairWord {
+  uint32_t partner;  // of each site of a word, the spin `distance` behind it
+  uint32_t there;    // where there is one
+};
+
+__device__ __forceinline__ PairWord pair_word(const math::WordGrid& grid, const math::WordPlace& at, int colour,
+                                              uint32_t distance, const uint32_t* chain) {
+  const uint32_t flip = distance & 1;
+  const uint32_t parity = at.parity ^ flip;
+  const uint32_t* row = chain + ((colour ^ flip) != 0 ? grid.size : 0) + (at.index - at.word);
+  const uint32_t valid = math::valid_sites(grid, at.parity, at.word);
+  uint32_t start = 32 * at.word + (at.parity + distance - parity) / 2;
+  if (!grid.open) {
+    const uint32_t sites = grid.width / 2;
+    while (start >= sites) start -= sites;
+    return {math::ring_word(row, sites, start), valid};
+  }
+  const uint32_t sites = (grid.width + 1 - parity) / 2;
+  if (start >= sites) return {0, 0};
+  const uint32_t word = start / 32;
+  const uint32_t next = word + 1 < grid.words ? row[word + 1] : 0;
+  const uint32_t left = sites - start;
+  return {__funnelshift_r(row[word], next, start % 32), valid & (left >= 32 ? ~0u : (1u << left) - 1)};
+}
+
+__global__ void __launch_bounds__(block_threads) correlation_kernel(Frame frame, BlockPlan plan, const uint32_t* words,
+                                                                    uint32_t distance, unsigned long long* agreements) {
+  __shared__ unsigned long long own[some_distances];
+  if (threadIdx.x < some_distances) own[threadIdx.x] = 0;
+  __syncthreads();
+  const uint32_t chunks = (distance + some_distances - 1) / some_distances;
+  const uint32_t first_distance = blockIdx.x % chunks * some_distances;
+  const uint32_t block = blockIdx.x / chunks;
+  const int64_t chain = block / plan.blocks;
+  const Share share = plan.share(nullptr, nullptr, block % plan.blocks);
+  const uint32_t* from = words + chain * frame.chain_words();
+  const uint32_t distances = min(distance - first_distance, static_cast<uint32_t>(some_distances));
+  for (uint32_t r = 0; r < distances; ++r) {
+    uint32_t agree = 0;
+    for (uint32_t item = threadIdx.x; item < share.items; item += blockDim.x) {
+#pragma unroll
+      for (int colour = 0; colour < 2; ++colour) {
+        const math::WordPlace at = math::word_place<1>(frame.grid, share.first_group + item, colour);
+        const PairWord pair = pair_word(frame.grid, at, colour, first_distance + r + 1, from);
+        agree += __popc(~(from[(colour ? frame.grid.size : 0) + at.index] ^ pair.partner) & pair.there);
+      }
+    }
+    agree = __reduce_add_sync(whole_warp, agree);
+    if (threadIdx.x % 32 == 0) atomicAdd(&own[r], agree);
+  }
+  __syncthreads();
+  if (threadIdx.x < distances) {
+    atomicAdd(agreements + chain * distance + first_distance + threadIdx.x, own[threadIdx.x]);
+  }
+}
+
+__global__ void __launch_bounds__(block_threads)
+    finish_correlation_kernel(Frame frame, int64_t distance, unsigned long long* agreements) {
+  const int64_t at = thread_index();
+  if (at >= frame.chains * distance) return;
+  const int64_t r = at % distance + 1;
+  const int64_t pairs = frame.grid.open ? frame.sites / frame.grid.width * (frame.grid.width - r) : frame.sites;
+  agreements[at] = 2 * agreements[at] - static_cast<unsigned long long>(pairs);
+}
+
 // Host side.
 
 int device_attribute(cudaDeviceAttr attribute) {
@@ -589,6 +666,8 @@ variate_status resident(const variate_ising_gibbs_args& a, const Frame& frame, c
                          math::divider(items), chains, aligned, a.words);
 }
 
+int64_t thread_blocks(int64_t threads) { return (threads + block_threads - 1) / block_threads; }
+
 // Blocks of 256 items or more, and some for each multiprocessor.
 BlockPlan plan_of(const Frame& frame, int group) {
   constexpr int64_t blocks_per_multiprocessor = 16;
@@ -636,8 +715,7 @@ variate_status by_colours(const variate_ising_gibbs_args& a, const Frame& frame,
     until_measured = a.measure_every;
     status = launch(a.execution, sums_kernel<R>, blocks, frame, plan, a.words, workspace.sums);
     if (status != VARIATE_OK) break;
-    status = launch(a.execution, moments_kernel, (a.chains + block_threads - 1) / block_threads, frame, workspace.sums,
-                    a.moments);
+    status = launch(a.execution, moments_kernel, thread_blocks(a.chains), frame, workspace.sums, a.moments);
   }
   return status;
 }
@@ -648,6 +726,41 @@ variate_status gibbs(const variate_ising_gibbs_args& a) {
   const Parameters parameters{a.noise, a.beta, a.coupling, a.field};
   const int chains = chains_per_block(a, R::each, R::u);
   return chains > 0 ? resident<R>(a, frame, parameters, chains) : by_colours<R>(a, frame, parameters);
+}
+
+variate_status clear(const variate_execution& execution, void* memory, int64_t bytes) {
+  const cudaStream_t stream = static_cast<cudaStream_t>(execution.stream);
+  const cudaError_t error = cudaMemsetAsync(memory, 0, static_cast<size_t>(bytes), stream);
+  if (error == cudaSuccess) return VARIATE_OK;
+  cudaGetLastError();
+  set_error("CUDA: memory could not be cleared: %s", cudaGetErrorString(error));
+  return VARIATE_DEVICE_ERROR;
+}
+
+template <class R>
+variate_status measure_sums(const variate_ising_measure_args& a) {
+  const Frame frame = frame_of(a.lattice, a.bonds, a.chains, R::u);
+  const BlockPlan plan = plan_of(frame, R::u);
+  Sums* const sums = reinterpret_cast<Sums*>(a.sums);
+  variate_status status = clear(a.execution, a.sums, a.chains * static_cast<int64_t>(sizeof(Sums)));
+  if (status != VARIATE_OK) return status;
+  status = launch(a.execution, sums_kernel<R>, a.chains * plan.blocks, frame, plan, a.words, sums);
+  if (status != VARIATE_OK) return status;
+  return launch(a.execution, finish_sums_kernel, thread_blocks(a.chains), frame, sums);
+}
+
+variate_status measure_correlation(const variate_ising_measure_args& a) {
+  const Frame frame = frame_of(a.lattice, nullptr, a.chains, 1);
+  const BlockPlan plan = plan_of(frame, 1);
+  const int64_t chunks = (a.distance + some_distances - 1) / some_distances;
+  auto* const agreements = reinterpret_cast<unsigned long long*>(a.correlation);
+  variate_status status = clear(a.execution, a.correlation, a.chains * a.distance * 8);
+  if (status != VARIATE_OK) return status;
+  status = launch(a.execution, correlation_kernel, a.chains * plan.blocks * chunks, frame, plan, a.words,
+                  static_cast<uint32_t>(a.distance), agreements);
+  if (status != VARIATE_OK) return status;
+  return launch(a.execution, finish_correlation_kernel, thread_blocks(a.chains * a.distance), frame, a.distance,
+                agreements);
 }
 
 // Calls function with the rule of a lattice.
@@ -757,7 +870,7 @@ PackPlan pack_plan(const variate_ising_pack_args& a) {
           l.width % 16 == 0 && reinterpret_cast<uintptr_t>(a.spins) % 16 == 0};
 }
 
-int64_t pack_blocks(const PackPlan& plan) { return (plan.rows * plan.grid.words + block_threads - 1) / block_threads; }
+int64_t pack_blocks(const PackPlan& plan) { return thread_blocks(plan.rows * plan.grid.words); }
 
 }  // namespace
 
@@ -781,6 +894,13 @@ uint64_t ising_gibbs_workspace(const variate_ising_gibbs_args& a) {
 variate_status ising_gibbs(const variate_ising_gibbs_args& a) {
   if (too_large(a.lattice)) return VARIATE_UNSUPPORTED;
   return with_rule(a.lattice, a.bonds, a.words, [&](auto rule) { return gibbs<decltype(rule)>(a); });
+}
+
+variate_status ising_measure(const variate_ising_measure_args& a) {
+  if (too_large(a.lattice)) return VARIATE_UNSUPPORTED;
+  const variate_status status =
+      with_rule(a.lattice, a.bonds, a.words, [&](auto rule) { return measure_sums<decltype(rule)>(a); });
+  return status == VARIATE_OK && a.distance > 0 ? measure_correlation(a) : status;
 }
 
 }  // namespace variate::cuda
