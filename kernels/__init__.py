@@ -12,6 +12,7 @@ from .elbo import (
     normal_nll,
     normal_nll_backward,
 )
+from .lattice import ising_gibbs, ising_measure, ising_pack, ising_unpack
 from .linear import (
     linear_bernoulli_nll,
     linear_bernoulli_nll_backward,
@@ -65,6 +66,10 @@ __all__ = [
     "gumbel_softmax",
     "gumbel_softmax_backward",
     "importance_weighted_bound",
+    "ising_gibbs",
+    "ising_measure",
+    "ising_pack",
+    "ising_unpack",
     "linear_bernoulli_nll",
     "linear_bernoulli_nll_backward",
     "linear_categorical_nll",

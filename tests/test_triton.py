@@ -947,6 +947,68 @@ def test_importance_weighted_bound_of_zeros_infinities_and_nan(interpreted):
     assert interpreted.importance_weighted_bound(torch.zeros(3, 0), False)[1].shape == (3, 0)
 
 
+# Lattices.
+
+
+def lattice_example(shape, is_open, bonded, chains=3):
+    """Packed spins, and numbers that leave some sites certain."""
+    generator = torch.Generator().manual_seed(0)
+
+    def spins(count):
+        return (2 * torch.randint(0, 2, (count, *shape), generator=generator) - 1).to(torch.int8)
+
+    bonds = torch.ops.variate.ising_pack(spins(2 * len(shape)), len(shape), True) if bonded else None
+    beta = torch.tensor([0.3, 0.44, 60.0], dtype=torch.float64)[:chains]
+    field = torch.tensor([0.1, -0.2, math.inf], dtype=torch.float64)[:chains]
+    return spins(chains), bonds, (beta, torch.tensor(-0.9, dtype=torch.float64), field)
+
+
+@pytest.mark.parametrize(
+    ("shape", "is_open", "bonded"),
+    [
+        ((2, 2), False, False),
+        ((4, 62), False, True),
+        ((4, 64), False, False),
+        ((2, 130), False, False),
+        ((2, 4, 6), False, True),
+        ((3, 3), True, True),
+        ((2, 66), True, False),
+        ((3, 127), True, True),
+        ((2, 3, 5), True, False),
+    ],
+)
+def test_ising(interpreted, shape, is_open, bonded):
+    """Spins are integers: bits equal everywhere."""
+    pytest.importorskip("variate")
+    ops = torch.ops.variate
+    spins, bonds, numbers = lattice_example(shape, is_open, bonded)
+    packed = ops.ising_pack(spins, len(shape), is_open)
+    assert torch.equal(interpreted.ising_pack(spins, len(shape), is_open), packed)
+    assert torch.equal(interpreted.ising_unpack(packed, shape[-1]), spins)
+    for key, first_sample in ((tensor_of(KEY), 2**32 - 3), (tensor_of([KEY, (1, 2), (3, -1)]), 0)):
+        words, moments = packed.clone(), torch.full((3, 7), 0.5, dtype=torch.float64)
+        before = (shape[-1], is_open, *numbers, bonds, 3, 2**32 - 2)
+        after = (2, key, first_sample)
+        filled = interpreted.filled("ising_gibbs", words, *before, moments, *after)
+        ops.ising_gibbs(words, *before, moments, *after)
+        assert torch.equal(filled[0], words) and torch.equal(filled[9], moments)
+        assert not torch.equal(words, packed) or math.prod(shape) < 10
+    for distance in (0, min(shape[-1] - 1, 3)):
+        arguments = (words, shape[-1], is_open, bonds, distance)
+        for actual, expected in zip(interpreted.ising_measure(*arguments), ops.ising_measure(*arguments), strict=True):
+            assert torch.equal(actual, expected)
+
+
+def test_ising_of_nothing(interpreted):
+    pytest.importorskip("variate")
+    spins, _, numbers = lattice_example((4, 6), False, False, chains=0)
+    words = interpreted.ising_pack(spins, 2, False)
+    assert words.shape == (0, 2, 4, 1) and interpreted.ising_unpack(words, 6).shape == (0, 4, 6)
+    interpreted.ising_gibbs(words, 6, False, *numbers, None, 1, 0, None, 1, tensor_of(KEY), 0)
+    sums, correlation = interpreted.ising_measure(words, 6, False, None, 2)
+    assert sums.shape == (0, 2) and correlation.shape == (0, 2)
+
+
 # Compiled without a GPU.
 
 
@@ -1106,6 +1168,30 @@ def test_mixture_kernels_compile_without_spills(capability, dtype, channels, edg
     ):
         for kernel in aot.compiled(capability, call):
             check_compiled(kernel, dtype)
+
+
+@pytest.mark.parametrize("capability", [80, 90])
+@pytest.mark.parametrize(
+    ("shape", "is_open", "bonded"),
+    [((256, 256), False, False), ((250, 250), True, True), ((64, 64, 64), False, True), ((5, 6, 7), True, False)],
+)
+def test_lattice_kernels_compile_without_spills(capability, shape, is_open, bonded):
+    kernels = load_kernels()
+    dimensions, width = len(shape), shape[-1]
+    words = torch.zeros(8, 2, *shape[:-1], ((width + 1) // 2 + 31) // 32, dtype=torch.int32)
+    bonds = words[: 2 * dimensions].contiguous() if bonded else None
+    number = torch.zeros((), dtype=torch.float64)
+    moments = torch.zeros(8, 7, dtype=torch.float64)
+    key = torch.zeros((8, 2) if bonded else (2,), dtype=torch.int64)
+    arguments = (width, is_open, number, number.expand(8), number, bonds, 1, 0, moments, 1, key, 0)
+    for call in (
+        lambda: kernels.ising_gibbs(words, *arguments),
+        lambda: kernels.ising_measure(words, width, is_open, bonds, 2),
+        lambda: kernels.ising_pack(torch.zeros(8, *shape, dtype=torch.int8), dimensions, is_open),
+        lambda: kernels.ising_unpack(words, width),
+    ):
+        for kernel in aot.compiled(capability, call):
+            check_compiled(kernel, torch.float64)
 
 
 @triton.jit

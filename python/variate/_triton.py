@@ -100,6 +100,14 @@ SCHEMAS = {
     "categorical_kl": "(Tensor logits, Tensor prior_logits) -> Tensor",
     "categorical_kl_backward": "(Tensor grad_kl, Tensor logits, Tensor prior_logits, int wanted) -> (Tensor, Tensor)",
     "importance_weighted_bound": "(Tensor log_weight, bool leave_one_out) -> (Tensor, Tensor, Tensor, Tensor)",
+    "ising_pack": "(Tensor spins, int dimensions, bool open) -> Tensor",
+    "ising_unpack": "(Tensor words, SymInt width) -> Tensor",
+    "ising_gibbs": (
+        "(Tensor(a!) words, SymInt width, bool open, Tensor beta, Tensor coupling, Tensor field, Tensor? bonds,"
+        " SymInt sweeps, SymInt first_step, Tensor(b!)? moments, SymInt measure_every, Tensor key,"
+        " SymInt first_sample) -> ()"
+    ),
+    "ising_measure": ("(Tensor words, SymInt width, bool open, Tensor? bonds, SymInt distance) -> (Tensor, Tensor)"),
     "linear_bernoulli_nll": _LINEAR_NLL,
     "linear_bernoulli_nll_backward": _LINEAR_NLL_BACKWARD,
     "linear_categorical_nll": _LINEAR_NLL,
