@@ -231,7 +231,7 @@ __device__ __forceinline__ void update(const Frame& frame, const Share& share, u
 
     uint32_t present[R::neighbours];
     math::Missing missing;
-    math::Count count[u];
+    math::BitCount count[u];
     {
       const auto n = pulls<R>(frame, at, colour, chain + other_words, present, missing);
 #pragma unroll
@@ -239,7 +239,7 @@ __device__ __forceinline__ void update(const Frame& frame, const Share& share, u
         uint32_t x[R::neighbours];
 #pragma unroll
         for (int d = 0; d < R::neighbours; ++d) x[d] = n.of[d].w[i];
-        count[i] = math::count_of(x);
+        count[i] = math::count_bits(x);
       }
     }
 
@@ -402,8 +402,7 @@ template <class R>
 __global__ void __launch_bounds__(resident_threads, 1)
     resident_kernel(Frame frame, Parameters parameters, Sweeps sweeps, math::Divider items_per_chain,
                     int chains_per_block, bool aligned, uint32_t* words) {
-  extern __shared__ uint4 shared[];
-  char* const memory = reinterpret_cast<char*>(shared);
+  char* const memory = reinterpret_cast<char*>(dynamic_shared);
   const ResidentLayout layout(chains_per_block, R::each, blockDim.x, frame.chain_words());
   math::HeatBath* const baths = reinterpret_cast<math::HeatBath*>(memory);
   ChainNoise* const noise = reinterpret_cast<ChainNoise*>(memory + layout.noise);
@@ -464,8 +463,12 @@ struct BlockPlan {
   }
 };
 
+// Of a multiprocessor: as many as have registers enough.
 template <class R>
-__global__ void __launch_bounds__(block_threads)
+constexpr int colour_blocks = R::dimensions == 3 ? (R::u == 1 ? 3 : 2) : (R::u == 1 ? 4 : 3);
+
+template <class R>
+__global__ void __launch_bounds__(block_threads, colour_blocks<R>)
     colour_kernel(Frame frame, BlockPlan plan, const math::HeatBath* baths, const ChainNoise* noise, int colour,
                   uint32_t step, uint32_t* words) {
   constexpr int bath_words = static_cast<int>(R::each * sizeof(math::HeatBath) / sizeof(uint4));

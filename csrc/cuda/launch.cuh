@@ -13,6 +13,10 @@ namespace variate::cuda {
 
 inline constexpr int block_threads = 256;  // of every kernel that does not say otherwise
 
+#if defined(__CUDACC__)
+extern __shared__ uint4 dynamic_shared[];  // what a launch asked for
+#endif
+
 // Enqueues `kernel` with blocks of `threads` and dynamic shared memory. A launch that fails leaves its reason in the
 // last error.
 template <class... Parameters, class... Arguments>

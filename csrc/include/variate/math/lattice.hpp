@@ -236,12 +236,12 @@ VARIATE_INLINE std::uint32_t majority(std::uint32_t a, std::uint32_t b, std::uin
 }
 
 // Counts in binary, one for each bit, and the products of their digits.
-struct Count {
+struct BitCount {
   std::uint32_t ones, twos, fours;
   std::uint32_t ones_twos, ones_fours, twos_fours;
 };
 
-VARIATE_INLINE Count count_of(const std::uint32_t (&x)[4]) {
+VARIATE_INLINE BitCount count_bits(const std::uint32_t (&x)[4]) {
   const std::uint32_t sum = x[0] ^ x[1] ^ x[2];
   const std::uint32_t carry = majority(x[0], x[1], x[2]);
   const std::uint32_t ones = sum ^ x[3];
@@ -249,7 +249,7 @@ VARIATE_INLINE Count count_of(const std::uint32_t (&x)[4]) {
   return {ones, twos, carry & sum & x[3], ones & twos, 0, 0};
 }
 
-VARIATE_INLINE Count count_of(const std::uint32_t (&x)[6]) {
+VARIATE_INLINE BitCount count_bits(const std::uint32_t (&x)[6]) {
   const std::uint32_t sum_0 = x[0] ^ x[1] ^ x[2], carry_0 = majority(x[0], x[1], x[2]);
   const std::uint32_t sum_1 = x[3] ^ x[4] ^ x[5], carry_1 = majority(x[3], x[4], x[5]);
   const std::uint32_t carry = sum_0 & sum_1;
@@ -257,7 +257,7 @@ VARIATE_INLINE Count count_of(const std::uint32_t (&x)[6]) {
   return {ones, twos, fours, ones & twos, ones & fours, twos & fours};
 }
 
-VARIATE_INLINE std::uint32_t count_at(const Count& n, int bit) {
+VARIATE_INLINE std::uint32_t count_at(const BitCount& n, int bit) {
   return (n.ones >> bit & 1) | (n.twos >> bit & 1) << 1 | (n.fours >> bit & 1) << 2;
 }
 
@@ -283,7 +283,7 @@ VARIATE_INLINE DigitPolynomial digit_polynomial(const std::uint64_t (&thresholds
 }
 
 template <int neighbours>
-VARIATE_INLINE std::uint32_t evaluate(const DigitPolynomial& p, const Count& n) {
+VARIATE_INLINE std::uint32_t evaluate(const DigitPolynomial& p, const BitCount& n) {
   std::uint32_t x =
       p.constant ^ (p.ones & n.ones) ^ (p.twos & n.twos) ^ (p.fours & n.fours) ^ (p.ones_twos & n.ones_twos);
   if (neighbours > 4) x ^= (p.ones_fours & n.ones_fours) ^ (p.twos_fours & n.twos_fours);
