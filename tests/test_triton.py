@@ -1315,3 +1315,28 @@ def test_kernels_on_the_gpu_agree_with_the_cpu(cols):
         assert torch.allclose(a.cpu(), e, rtol=2e-6, atol=1e-6 * float(e.abs().max()))
     nll = kernels.bernoulli_nll(mean.cuda(), target.cuda())
     assert torch.allclose(nll.cpu(), torch.ops.variate.bernoulli_nll(mean, target), rtol=2e-6)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("bonded", [False, True])
+@pytest.mark.parametrize(("shape", "is_open"), [((256, 256), False), ((250, 130), True), ((8, 6, 66), False)])
+def test_ising_on_the_gpu_equals_the_cpu_in_bits(shape, is_open, bonded):
+    pytest.importorskip("variate")
+    kernels = load_kernels()
+    spins, bonds, numbers = lattice_example(shape, is_open, bonded)
+    words = torch.ops.variate.ising_pack(spins, len(shape), is_open)
+    moments = torch.zeros(3, 7, dtype=torch.float64)
+    key = tensor_of(KEY)
+    on_gpu = kernels.ising_pack(spins.cuda(), len(shape), is_open)
+    assert torch.equal(on_gpu.cpu(), words)
+    bonds_on_gpu = None if bonds is None else bonds.cuda()
+    numbers_on_gpu = [number.cuda() for number in numbers]
+    moments_on_gpu = moments.cuda()
+    how = (shape[-1], is_open)
+    torch.ops.variate.ising_gibbs(words, *how, *numbers, bonds, 20, 7, moments, 5, key, 2)
+    kernels.ising_gibbs(on_gpu, *how, *numbers_on_gpu, bonds_on_gpu, 20, 7, moments_on_gpu, 5, key.cuda(), 2)
+    assert torch.equal(on_gpu.cpu(), words) and torch.equal(moments_on_gpu.cpu(), moments)
+    expected = torch.ops.variate.ising_measure(words, *how, bonds, 40)
+    actual = kernels.ising_measure(on_gpu, *how, bonds_on_gpu, 40)
+    assert all(torch.equal(a.cpu(), e) for a, e in zip(actual, expected, strict=True))
+    assert torch.equal(kernels.ising_unpack(on_gpu, shape[-1]).cpu(), torch.ops.variate.ising_unpack(words, shape[-1]))

@@ -283,7 +283,6 @@ __device__ __forceinline__ void update(const Frame& frame, const Share& share, u
       draw[i].undecided = active ? draw[i].undecided & valid : 0;
     }
     if (active) math::store_words(chain + own_words, at.index, up);
-    __syncwarp();  // others of the warp may add to these words
     decide_undecided<R>(frame, share, words, colour, step, queue, number, draw, first + blockDim.x >= share.items);
   }
 }
