@@ -54,15 +54,19 @@ extern "C" {
 VARIATE_API int64_t variate_lattice_words(int64_t width) { return math::words_in_row(width); }
 
 VARIATE_API variate_status variate_ising_pack(const variate_ising_pack_args* args) {
-  return run(__func__, args, check_pack, no_chains, &cpu::Kernels::ising_pack, nullptr);
+  return run(__func__, args, check_pack, no_chains, &cpu::Kernels::ising_pack, VARIATE_CUDA_KERNEL(ising_pack));
 }
 
 VARIATE_API variate_status variate_ising_unpack(const variate_ising_pack_args* args) {
-  return run(__func__, args, check_pack, no_chains, &cpu::Kernels::ising_unpack, nullptr);
+  return run(__func__, args, check_pack, no_chains, &cpu::Kernels::ising_unpack, VARIATE_CUDA_KERNEL(ising_unpack));
 }
 
 VARIATE_API uint64_t variate_ising_gibbs_workspace(const variate_ising_gibbs_args* args) {
-  return args && args->execution.device == VARIATE_CPU ? cpu::ising_workspace(*args) : 0;
+  if (!args) return 0;
+#if defined(VARIATE_WITH_CUDA)
+  if (args->execution.device == VARIATE_CUDA) return cuda::ising_gibbs_workspace(*args);
+#endif
+  return cpu::ising_workspace(*args);
 }
 
 VARIATE_API variate_status variate_ising_gibbs(const variate_ising_gibbs_args* args) {
@@ -80,7 +84,7 @@ VARIATE_API variate_status variate_ising_gibbs(const variate_ising_gibbs_args* a
     checks.tensor(a.field, "field", is_double);
     checks.require(a.words != nullptr, "words is missing");
   };
-  return run(__func__, args, check, no_chains, &cpu::Kernels::ising_gibbs, nullptr);
+  return run(__func__, args, check, no_chains, &cpu::Kernels::ising_gibbs, VARIATE_CUDA_KERNEL(ising_gibbs));
 }
 
 VARIATE_API uint64_t variate_ising_measure_workspace(const variate_ising_measure_args* args) {
@@ -99,6 +103,6 @@ VARIATE_API variate_status variate_ising_measure(const variate_ising_measure_arg
     checks.require(a.sums != nullptr, "sums is missing");
     checks.require(a.distance == 0 || a.correlation != nullptr, "correlation is missing");
   };
-  return run(__func__, args, check, no_chains, &cpu::Kernels::ising_measure, nullptr);
+  return run(__func__, args, check, no_chains, &cpu::Kernels::ising_measure, VARIATE_CUDA_KERNEL(ising_measure));
 }
 }

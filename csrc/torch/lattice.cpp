@@ -163,11 +163,17 @@ STABLE_TORCH_LIBRARY_FRAGMENT(variate, library) {
       "ising_measure(Tensor words, SymInt width, bool open, Tensor? bonds, SymInt distance) -> (Tensor, Tensor)");
 }
 
-STABLE_TORCH_LIBRARY_IMPL(variate, CPU, library) {
+template <class Library>
+static void implement(Library& library) {
   library.impl("ising_pack", TORCH_BOX(&ising_pack));
   library.impl("ising_unpack", TORCH_BOX(&ising_unpack));
   library.impl("ising_gibbs", TORCH_BOX(&ising_gibbs));
   library.impl("ising_measure", TORCH_BOX(&ising_measure));
 }
+
+STABLE_TORCH_LIBRARY_IMPL(variate, CPU, library) { implement(library); }
+#if defined(VARIATE_WITH_CUDA)
+STABLE_TORCH_LIBRARY_IMPL(variate, CUDA, library) { implement(library); }
+#endif
 
 }  // namespace variate::torch_ops

@@ -530,23 +530,23 @@ def _words(width: int) -> int:
     return (width + 63) // 64
 
 
-@_backend.register("ising_pack", cuda=False)
+@_backend.register("ising_pack")
 def _(spins: Tensor, dimensions: int, open: bool) -> Tensor:
     size = (spins.shape[0], 2, *spins.shape[1:-1], _words(spins.shape[-1]))
     return spins.new_empty(size, dtype=torch.int32)
 
 
-@_backend.register("ising_unpack", cuda=False)
+@_backend.register("ising_unpack")
 def _(words: Tensor, width: int) -> Tensor:
     return words.new_empty((words.shape[0], *words.shape[2:-1], width), dtype=torch.int8)
 
 
-@_backend.register("ising_gibbs", cuda=False)
+@_backend.register("ising_gibbs")
 def _(words: Tensor, *arguments: Any) -> None:
     return None
 
 
-@_backend.register("ising_measure", cuda=False)
+@_backend.register("ising_measure")
 def _(words: Tensor, width: int, open: bool, bonds: Tensor | None, distance: int) -> tuple[Tensor, Tensor]:
     chains = words.shape[0]
     return words.new_empty((chains, 2), dtype=torch.int64), words.new_empty((chains, distance), dtype=torch.int64)
