@@ -112,8 +112,26 @@ def test_every_model_trains_and_resumes(tmp_path, capsys, command):
     assert (tmp_path / "samples.png").read_bytes().startswith(PNG)
 
 
+def test_boltzmann_machine_trains_and_resumes(tmp_path, capsys):
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    for out, epochs in ((whole, ("2",)), (parts, ("1", "2"))):
+        for count in epochs:
+            command = ["train", "rbm", "--out", str(out), "--batch-size", "2000", "--epochs", count]
+            assert main(command) == 0
+    text = capsys.readouterr().out
+    assert len(re.findall(r"test log p\(x\) -[\d.]+ nats .* log Z [\d.]+ \+- [\d.]+", text)) == 3
+    assert text.count("epoch   1 ") == 2  # not again after the resume
+    a, b = (checkpoint.load(out / "checkpoint.safetensors").tensors for out in (whole, parts))
+    assert a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+    for name in ("filters.png", "samples.png"):
+        assert (parts / name).read_bytes() == (whole / name).read_bytes()
+        assert (parts / name).read_bytes().startswith(PNG)
+
+
 def test_refuses_settings_that_exclude_each_other(tmp_path, capsys):
     for command, message in [
+        ("rbm --beta 2", "--beta: rbm does not take it"),
+        ("rbm --likelihood normal", "--likelihood: rbm does not take it"),
         ("vae --estimator dreg --beta 2", "beta: expected it to be left alone with estimator='dreg'"),
         ("vae --estimator vimco", "samples: expected at least 2"),
         ("hvae --samples 2", "only vae takes them"),

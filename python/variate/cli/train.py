@@ -20,6 +20,7 @@ from ..models import VAE, HierarchicalVAE
 from ..models.likelihoods import LIKELIHOODS
 from . import images
 from ._arguments import CommandError, non_negative_float, non_negative_int, positive_float, positive_int, seed
+from .boltzmann import HIDDEN, RBMSettings, train_rbm
 from .digits import BINARISATION, KINDS, Digits, evaluate, log_likelihood
 
 __all__ = ["Settings", "add_command", "train"]
@@ -50,13 +51,23 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
         "Run the same command again with more epochs to go on from the checkpoint in DIR.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    command.add_argument("model", choices=list(_MODELS), help="vae: 784-400-20; hvae: two stochastic layers, 20 and 10")
+    command.add_argument(
+        "model",
+        choices=[*_MODELS, "rbm"],
+        help=f"vae: 784-400-20; hvae: two stochastic layers, 20 and 10; rbm: a Boltzmann machine 784-{HIDDEN}, by "
+        "persistent contrastive divergence",
+    )
     command.add_argument(
         "--out", type=Path, required=True, metavar="DIR", help="checkpoint, samples and reconstructions"
     )
     command.add_argument("--epochs", type=positive_int, default=5, help="epochs in all, those before a resume included")
     command.add_argument("--batch-size", type=positive_int, default=default.batch_size, help="rows per step")
-    command.add_argument("--lr", type=positive_float, default=default.lr, help="Adam's learning rate")
+    command.add_argument(
+        "--lr",
+        type=positive_float,
+        default=argparse.SUPPRESS,
+        help=f"learning rate: Adam's, {default.lr} if left out; rbm: SGD's, {RBMSettings().lr}",
+    )
     command.add_argument("--seed", type=seed, default=default.seed, help="of parameters, order, binarisation and noise")
     command.add_argument("--likelihood", choices=list(LIKELIHOODS), default=default.likelihood, help="p(x | z)")
     command.add_argument("--samples", type=positive_int, default=default.samples, help="vae: draws of z per digit")
@@ -94,9 +105,22 @@ def _run(args: argparse.Namespace) -> int:
         raise CommandError(f"--device: {args.device!r} is no device") from None
     if device.type == "cuda" and not torch.cuda.is_available():
         raise CommandError("--device: torch finds no CUDA device; try --device cpu")
-    settings = Settings(**{field.name: getattr(args, field.name) for field in fields(Settings)})
+    given = vars(args)
+    if args.model == "rbm":
+        _only_for_autoencoders(args)
+        own = {field.name: given[field.name] for field in fields(RBMSettings) if field.name in given}
+        train_rbm(RBMSettings(**own), args.epochs, args.out, device)
+        return 0
+    settings = Settings(**{field.name: given[field.name] for field in fields(Settings) if field.name in given})
     train(settings, args.epochs, args.out, device, args.log_likelihood_samples)
     return 0
+
+
+def _only_for_autoencoders(args: argparse.Namespace) -> None:
+    default = Settings()
+    for name in ("likelihood", "samples", "estimator", "beta", "free_bits"):
+        if getattr(args, name) != getattr(default, name):
+            raise CommandError(f"--{name.replace('_', '-')}: rbm does not take it; leave it out")
 
 
 def _vae(settings: Settings) -> VAE:
