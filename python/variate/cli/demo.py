@@ -1,4 +1,4 @@
-"""``python -m variate demo``: one autoencoder trained with stock PyTorch and with the fused ops; and a ladder."""
+"""``python -m variate demo``: models trained with stock PyTorch and with the fused ops, side by side; and a ladder."""
 
 from __future__ import annotations
 
@@ -14,13 +14,14 @@ from torch import Tensor
 from .. import random, reference
 from .._optional import require
 from ..checkpoint import write_whole
-from ..models import VAE, HierarchicalVAE
+from ..models import RBM, VAE, HierarchicalVAE
 from . import images, report
 from ._arguments import CommandError, positive_int, seed
 from .digits import BINARISATION, Digits, evaluate, log_likelihood
 from .info import versions
 from .ladder import train_ladder
 from .memory import measure
+from .pcd import STEPS, train_machines
 from .sides import BATCH, Side, sides_of
 
 __all__ = ["add_command", "agreement"]
@@ -31,6 +32,7 @@ _ELBO_TOLERANCE = 5e-3  # relative, of the final test ELBOs with each side's own
 # of the tolerance, so that single runs would exceed it by chance every so often; means of four hardly ever do.
 _RUNS = 4
 _SAMPLES = 100  # of z per test digit, for log p(x)
+_BETAS = 1000  # of annealed importance sampling
 _TIME = (
     "ms per step: the median over blocks of one epoch, which alternate between the two; a step is forward, "
     "backward and Adam, with batches prepared before, and each side draws its own noise. Ratio: stock time "
@@ -49,7 +51,7 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
         help="train on real digits with stock PyTorch and with the fused ops, side by side",
         description="Train a variational autoencoder, 784-400-20, on the shipped MNIST digits twice: "
         "with stock PyTorch and with the fused ops. Print a table, write report.html, fail if they disagree. "
-        "Then train a ladder of two stochastic layers once.",
+        "Then train a ladder of two stochastic layers once, and a Boltzmann machine, 784-500, on both sides.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     command.add_argument("--out", type=Path, default=Path("runs/demo"), metavar="DIR", help="where report.html goes")
@@ -102,6 +104,8 @@ def _run(args: argparse.Namespace) -> int:
     header, rows = _results(runs, elbos)
     ladder, seconds = _climb(digits, args.epochs, args.seed, console)
     compared = _compared(runs[0]["fused"], ladder, seconds, test)
+    machines = _sample(digits, args.epochs, args.seed, console)
+    machine_table = _machine_table(machines, test)
     notes = [
         _TIME,
         _MEMORY,
@@ -119,12 +123,13 @@ def _run(args: argparse.Namespace) -> int:
         report.paragraphs(notes),
         *_figures(runs[0], test),
         *_ladder_parts(compared, ladder, test),
+        *_machine_parts(machine_table, machines, test),
     ]
     parts += [report.heading("Versions"), report.table([], list(versions().items()))]
     page = report.page("A variational autoencoder, stock PyTorch and variate", lead, parts)
     write_whole(args.out / "report.html", page.encode())
 
-    for heading, lines in ((header, rows), compared):
+    for heading, lines in ((header, rows), compared, machine_table):
         table = require("rich.table").Table(*heading)
         for row in lines:
             table.add_row(*row)
@@ -163,6 +168,16 @@ def _climb(digits: Digits, epochs: int, seed: int, console: Any) -> tuple[Hierar
             progress.update(task, advance=1, description=f"loss: {loss:.1f}", refresh=True)
 
         return train_ladder(digits, epochs, seed, advance)
+
+
+def _sample(digits: Digits, epochs: int, seed: int, console: Any) -> dict[str, tuple[RBM, list[float]]]:
+    with _progress("training Boltzmann machines", console) as progress:
+        task = progress.add_task("", total=epochs)
+
+        def advance(text: str) -> None:
+            progress.update(task, advance=1, description=text, refresh=True)
+
+        return train_machines(digits, epochs, seed, advance)
 
 
 def _progress(what: str, console: Any) -> Any:
@@ -215,6 +230,48 @@ def _ladder_parts(compared: tuple[list[str], list[list[str]]], ladder: Hierarchi
         ),
         _picture(twins, "ladder: test digits, and below each its reconstruction"),
         _picture(samples, "ladder: samples"),
+    ]
+
+
+@torch.no_grad()
+def _machine_table(machines: dict[str, tuple[RBM, list[float]]], test: Tensor) -> tuple[list[str], list[list[str]]]:
+    pairs = zip(machines["stock"][1], machines["fused"][1], strict=True)
+    ratios = [stock / fused for stock, fused in pairs]
+    low, middle, high = statistics.quantiles(ratios * 2, n=4, method="inclusive")  # of one epoch too
+    rows = []
+    for name, (machine, seconds) in machines.items():
+        found = machine.log_partition(_BETAS, key=random.key(0))
+        rows.append(
+            [
+                _NAMES[name],
+                f"{1e3 * statistics.median(seconds):.2f}",
+                "1" if name == "stock" else f"{middle:.2f} ({low:.2f}-{high:.2f})",
+                f"{(-machine.free_energy(test).double() - found.log_z).mean().item():.1f}",
+                f"{found.log_z.item():.2f} ± {found.standard_error.item():.2f}",
+            ]
+        )
+    return ["Boltzmann machine", "ms per step", "ratio", "test log p(x)", "log Z"], rows
+
+
+@torch.no_grad()
+def _machine_parts(
+    table: tuple[list[str], list[list[str]]], machines: dict[str, tuple[RBM, list[float]]], test: Tensor
+) -> list[str]:
+    machine = machines["fused"][0]
+    filters = machine.weight[:, :96].t().reshape(-1, 28, 28)
+    samples = machine.sample(96, steps=1000, start=test[:96], means=True, key=random.key(0)).view(-1, 28, 28)
+    return [
+        report.heading("A Boltzmann machine"),
+        report.table(*table),
+        report.paragraphs(
+            [
+                f"784-500 by persistent contrastive divergence, {BATCH} chains and {STEPS} steps of theirs for each "
+                "step of the parameters, from equal parameters with noise of their own. log Z, and with it log p(x), "
+                f"by {_BETAS} steps of annealed importance sampling, one evaluator for both, with its standard error.",
+            ]
+        ),
+        _picture(0.5 + filters / (2 * filters.abs().max()), "Boltzmann machine: weights of hidden units"),
+        _picture(samples, "Boltzmann machine: chains that started at test digits, 1000 steps on"),
     ]
 
 

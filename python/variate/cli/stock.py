@@ -1,4 +1,4 @@
-"""The demo's other half: the same autoencoder in stock PyTorch, as a user would write it."""
+"""The demo's other half: the same models in stock PyTorch, as a user would write them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["StockVAE"]
+__all__ = ["StockVAE", "stock_cd_gradient"]
 
 
 class StockVAE(nn.Module):
@@ -26,3 +26,16 @@ class StockVAE(nn.Module):
         nll = F.binary_cross_entropy_with_logits(logits, x, reduction="sum")
         kl = -0.5 * torch.sum(1 + log_var - mean.pow(2) - log_var.exp())
         return (nll + kl) / x.shape[0]
+
+
+def stock_cd_gradient(
+    x: Tensor, weight: Tensor, visible_bias: Tensor, hidden_bias: Tensor, chains: Tensor, steps: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The gradients of persistent contrastive divergence for (weight, visible_bias, hidden_bias), and the chains."""
+    for _ in range(steps):
+        hidden = torch.bernoulli(torch.sigmoid(chains @ weight + hidden_bias))
+        chains = torch.bernoulli(torch.sigmoid(hidden @ weight.t() + visible_bias))
+    positive = torch.sigmoid(x @ weight + hidden_bias)
+    negative = torch.sigmoid(chains @ weight + hidden_bias)
+    of_weight = chains.t() @ negative / len(chains) - x.t() @ positive / len(x)
+    return of_weight, chains.mean(0) - x.mean(0), negative.mean(0) - positive.mean(0), chains
