@@ -231,9 +231,9 @@ def test_demo(tmp_path, capsys, monkeypatch):
     assert main(["demo", "--epochs", "2", "--out", str(tmp_path)]) == 0
     text = capsys.readouterr().out
     assert "stock PyTorch" in text and "variate" in text and "ms per step" in text and "fixed" in text
-    assert "two layers" in text and "log p(x)" in text
+    assert "two layers" in text and "log p(x)" in text and "Boltzmann" in text
     page = (tmp_path / "report.html").read_text()
-    assert page.count("data:image/png;base64,") == 6 and page.count("<svg") == 1
+    assert page.count("data:image/png;base64,") == 8 and page.count("<svg") == 1
     assert not re.search(r"""(src|href)=["'](?!data:|#)""", page)  # nothing is fetched
     assert "<script" not in page
 
