@@ -227,6 +227,7 @@ def test_refuses_lattices_that_are_not(tmp_path, capsys):
 
 def test_demo(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(demo, "measure", lambda name, threads: (100.0, 10.0))
+    monkeypatch.setattr(demo, "_BETAS", 20)
     monkeypatch.setattr(demo, "_ELBO_TOLERANCE", 0.05)  # the demo's own is for models that have settled
     assert main(["demo", "--epochs", "2", "--out", str(tmp_path)]) == 0
     text = capsys.readouterr().out
@@ -240,6 +241,7 @@ def test_demo(tmp_path, capsys, monkeypatch):
 
 def test_demo_fails_loudly(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(demo, "measure", lambda name, threads: (100.0, 10.0))
+    monkeypatch.setattr(demo, "_BETAS", 20)
     monkeypatch.setattr(demo, "agreement", lambda seed: float("inf"))
     assert main(["demo", "--epochs", "1", "--out", str(tmp_path)]) == 1
     streams = capsys.readouterr()
