@@ -267,9 +267,9 @@ def _machine_parts(
             [
                 f"784-500 by persistent contrastive divergence, {BATCH} chains and {STEPS} steps of theirs for each "
                 "step of the parameters, from equal parameters with noise of their own. log Z, and with it log p(x), "
-                f"by {_BETAS} steps of annealed importance sampling, one evaluator for both, with its standard error; it "
-                "errs low, and log p(x) high, where the chains miss what the machine has learnt. One training's log p(x) "
-                "moves by several nats with its seed.",
+                f"by {_BETAS} steps of annealed importance sampling, one evaluator for both, with its standard error; "
+                "it errs low, and log p(x) high, where the chains miss what the machine has learnt. The log p(x) of "
+                "one training moves by several nats with its seed.",
             ]
         ),
         _picture(0.5 + filters / (2 * filters.abs().max()), "Boltzmann machine: weights of hidden units"),
