@@ -235,9 +235,7 @@ def _ladder_parts(compared: tuple[list[str], list[list[str]]], ladder: Hierarchi
 
 @torch.no_grad()
 def _machine_table(machines: dict[str, tuple[RBM, list[float]]], test: Tensor) -> tuple[list[str], list[list[str]]]:
-    pairs = zip(machines["stock"][1], machines["fused"][1], strict=True)
-    ratios = [stock / fused for stock, fused in pairs]
-    low, middle, high = statistics.quantiles(ratios * 2, n=4, method="inclusive")  # of one epoch too
+    ratio = _ratio(machines["stock"][1], machines["fused"][1])
     rows = []
     for name, (machine, seconds) in machines.items():
         found = machine.log_partition(_BETAS, key=random.key(0))
@@ -245,7 +243,7 @@ def _machine_table(machines: dict[str, tuple[RBM, list[float]]], test: Tensor) -
             [
                 _NAMES[name],
                 f"{1e3 * statistics.median(seconds):.2f}",
-                "1" if name == "stock" else f"{middle:.2f} ({low:.2f}-{high:.2f})",
+                "1" if name == "stock" else ratio,
                 f"{(-machine.free_energy(test).double() - found.log_z).mean().item():.1f}",
                 f"{found.log_z.item():.2f} ± {found.standard_error.item():.2f}",
             ]
@@ -279,8 +277,7 @@ def _machine_parts(
 
 def _results(runs: list[dict[str, Side]], elbos: dict[str, list[float]]) -> tuple[list[str], list[list[str]]]:
     seconds = {name: [t for sides in runs for t in sides[name].seconds] for name in _NAMES}
-    ratios = [stock / fused for stock, fused in zip(seconds["stock"], seconds["fused"], strict=True)]
-    low, middle, high = statistics.quantiles(ratios, n=4, method="inclusive")
+    ratio = _ratio(seconds["stock"], seconds["fused"])
     rows = []
     for name, values in elbos.items():
         peak, growth = measure(name, torch.get_num_threads())
@@ -289,12 +286,21 @@ def _results(runs: list[dict[str, Side]], elbos: dict[str, list[float]]) -> tupl
             [
                 _NAMES[name],
                 f"{statistics.median(seconds[name]) * 1e3:.2f}",
-                "1" if name == "stock" else f"{middle:.2f} ({low:.2f}-{high:.2f})",
+                "1" if name == "stock" else ratio,
                 f"{peak:.0f} (+{growth:.0f})",
                 f"{statistics.mean(values):.2f} ± {error:.2f}",
             ]
         )
     return ["", "ms per step", "ratio", "peak MiB", "test ELBO"], rows
+
+
+def _ratio(stock: list[float], fused: list[float]) -> str:
+    """Median and quartiles of the paired ratios; of one epoch there is but one."""
+    ratios = [theirs / ours for theirs, ours in zip(stock, fused, strict=True)]
+    if len(ratios) == 1:
+        return f"{ratios[0]:.2f}"
+    low, middle, high = statistics.quantiles(ratios, n=4, method="inclusive")
+    return f"{middle:.2f} ({low:.2f}-{high:.2f})"
 
 
 def _check(name: str, what: str, value: float, limit: float) -> tuple[str, str, bool]:

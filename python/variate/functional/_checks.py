@@ -108,12 +108,12 @@ def broadcast(name: str, value: Tensor, like_name: str, like: Tensor) -> tuple[T
     return like, value
 
 
-def count(name: str, value: int) -> None:
-    """`value` is a number of things, at least one."""
+def count(name: str, value: int, least: int = 1) -> None:
+    """`value` is a number of things, at least `least`."""
     if isinstance(value, bool) or not isinstance(value, (int, torch.SymInt)):
         raise TypeError(f"{name}: expected an int, got {type(value).__name__}")
-    if value < 1:
-        raise ValueError(f"{name}: expected at least 1, got {value}")
+    if value < least:
+        raise ValueError(f"{name}: expected at least {least}, got {value}")
 
 
 def scalar(name: str, value: float | Tensor, like: Tensor) -> Tensor | None:
@@ -167,9 +167,16 @@ def _full(value: float, dtype: torch.dtype, device: torch.device) -> Tensor:
     return torch.full((), value, dtype=dtype, device=device)
 
 
+def readable(value: Tensor) -> bool:
+    """Whether a check may look at values: on the CPU always, elsewhere under set_debug(True)."""
+    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+        return False
+    return (_debug or value.is_cpu) and value.numel() > 0
+
+
 def unit_interval(name: str, value: Tensor) -> None:
     """Under set_debug(True): all of `value` lies in [0, 1]; NaN passes, as everywhere."""
-    if not _debug or torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+    if not _debug or not readable(value):
         return
     if bool(((value < 0) | (value > 1)).any()):
         raise ValueError(f"{name}: expected values in [0, 1], got {value.min().item()} to {value.max().item()}")
@@ -178,11 +185,7 @@ def unit_interval(name: str, value: Tensor) -> None:
 def levels(name: str, value: Tensor, bits: int) -> None:
     """All of `value` is one of the 2^bits levels, or their values in [-1, 1]; NaN passes. A tensor that could hold
     others is looked at: on the CPU always, elsewhere under set_debug(True)."""
-    if value.dtype == torch.uint8 and bits == 8:
-        return
-    if not (_debug or value.is_cpu) or value.numel() == 0:
-        return
-    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+    if (value.dtype == torch.uint8 and bits == 8) or not readable(value):
         return
     top = 2**bits - 1
     if value.dtype == torch.uint8:
@@ -201,9 +204,7 @@ def levels(name: str, value: Tensor, bits: int) -> None:
 
 def categories(name: str, value: Tensor, ways: int) -> None:
     """All of `value` lies in [0, ways). Looked at on the CPU always, elsewhere under set_debug(True)."""
-    if not (_debug or value.is_cpu) or value.numel() == 0 or (value.dtype == torch.uint8 and ways >= 256):
-        return
-    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+    if (value.dtype == torch.uint8 and ways >= 256) or not readable(value):
         return
     low, high = (int(x) for x in torch.aminmax(value))
     if low < 0 or high >= ways:

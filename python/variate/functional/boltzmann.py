@@ -76,8 +76,13 @@ def rbm_energy(
         visible, hidden: [B, ...] as :func:`rbm_gibbs` takes and returns them; products are in the dtype of weight.
         weight, visible_bias, hidden_bias, visible_kind: as for :func:`rbm_free_energy`.
 
+    Returns:
+        [B], of the dtype of weight, differentiable to any order.
+
     Raises:
         TypeError, ValueError: as :func:`rbm_free_energy`.
+
+    Source: Smolensky 1986; Gaussian visibles: Welling, Rosen-Zvi and Hinton 2005.
     """
     states = _states("visible", visible, weight, visible_bias, hidden_bias, visible_kind)
     if hidden.shape != (len(states), len(hidden_bias)):
@@ -113,6 +118,8 @@ def rbm_free_energy(
     Raises:
         TypeError: an argument that is not a tensor, or of another dtype.
         ValueError: shapes or devices that do not fit, an unknown visible_kind.
+
+    Source: Hinton 2012 ("A practical guide to training restricted Boltzmann machines"), section 16.1.
     """
     _states("visible", visible, weight, visible_bias, hidden_bias, visible_kind)
     return reference.rbm.rbm_free_energy(
@@ -201,6 +208,8 @@ def rbm_log_partition(
 
     Raises:
         TypeError, ValueError: as there; more than 2^25 states of the hidden units (or of binary visible ones).
+
+    Source: the definition; the units of the other layer are summed out in closed form.
     """
     _machine(weight, visible_bias, hidden_bias, visible_kind)
     ways = check_categories(visible_kind, categories, len(visible_bias))
@@ -509,8 +518,16 @@ def dbm_join(weights: Sequence[Tensor], biases: Sequence[Tensor]) -> tuple[Tenso
     machines, :func:`ais_log_partition` and :func:`parallel_tempering` too, is one of deep machines; with more than
     three layers some blocks of weight are 0.
 
+    Args:
+        weights, biases: as for :func:`dbm_gibbs`, float32 or float64.
+
+    Returns:
+        (weight [even units, odd units], even_bias, odd_bias), differentiable.
+
     Raises:
         TypeError, ValueError: as :func:`dbm_gibbs`.
+
+    Source: Salakhutdinov and Hinton 2009, whose Gibbs sampler draws the layers of one parity together.
     """
     if len(weights) < 1 or len(biases) != len(weights) + 1:
         raise ValueError(

@@ -97,8 +97,8 @@ def ising_gibbs(
     """
     opened = _opened(boundary)
     size = _check_spins(spins, boundary, packed, width)
-    _check_count("sweeps", sweeps, 0)
-    _check_count("first_step", first_step, 0)
+    _checks.count("sweeps", sweeps, 0)
+    _checks.count("first_step", first_step, 0)
     if measure_every is not None:
         _checks.count("measure_every", measure_every)
         if measure_every > sweeps:
@@ -206,10 +206,12 @@ def ising_measure(
 
     Raises:
         TypeError, ValueError: as :func:`ising_gibbs`.
+
+    Source: Newman and Barkema 1999 ("Monte Carlo methods in statistical physics"), chapter 3.
     """
     opened = _opened(boundary)
     size = _check_spins(spins, boundary, packed, width)
-    _check_count("distance", distance, 0)
+    _checks.count("distance", distance, 0)
     if distance >= size[-1]:
         raise ValueError(f"distance: expected less than the width, {size[-1]}, got {distance}")
     chains = spins.shape[0]
@@ -330,8 +332,8 @@ def potts_gibbs(
         raise TypeError(f"states: expected uint8, got {_checks.dtype_name(states.dtype)}")
     _check_lattice("states", states, opened)
     _checks.categories("states", states, q)
-    _check_count("sweeps", sweeps, 0)
-    _check_count("first_step", first_step, 0)
+    _checks.count("sweeps", sweeps, 0)
+    _checks.count("first_step", first_step, 0)
     chains = states.shape[0]
     beta = _parameter("beta", beta, chains, states)
     coupling = _parameter("coupling", coupling, chains, states)
@@ -364,13 +366,6 @@ def _opened(boundary: str) -> bool:
     if boundary not in _BOUNDARIES:
         raise ValueError(f'boundary: expected "periodic" or "open", got {boundary!r}')
     return _BOUNDARIES[boundary]
-
-
-def _check_count(name: str, value: int, least: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, torch.SymInt)):
-        raise TypeError(f"{name}: expected an int, got {type(value).__name__}")
-    if value < least:
-        raise ValueError(f"{name}: expected at least {least}, got {value}")
 
 
 def _check_lattice(name: str, value: Tensor, opened: bool) -> None:
@@ -409,7 +404,7 @@ def _check_spins(spins: Tensor, boundary: str, packed: bool, width: int | None) 
     if spins.dtype != torch.int8:
         raise TypeError(f"spins: expected int8, got {_checks.dtype_name(spins.dtype)}")
     _check_lattice("spins", spins, opened)
-    if _readable(spins) and not _all_spins(spins):
+    if _checks.readable(spins) and not _all_spins(spins):
         wrong = spins[spins.abs() != 1][0].item()
         raise ValueError(f"spins: expected +1 and -1, got {wrong}; 2 * bits - 1 makes spins of 0 and 1")
     return spins.shape[1:]
@@ -427,19 +422,12 @@ def _check_words(name: str, words: Tensor, width: int) -> None:
         raise TypeError(f"{name}: expected int32 words, got {type(words).__name__}; ising_pack makes them")
     if words.dtype != torch.int32:
         raise TypeError(f"{name}: expected int32 words, got {_checks.dtype_name(words.dtype)}; ising_pack makes them")
-    count = (width + 63) // 64
+    count = _words(width)
     if words.dim() not in (4, 5) or words.shape[1] != 2 or words.shape[-1] != count:
         raise ValueError(
             f"{name}: expected words of shape (chains, 2, [depth,] height, {count}) for width {width}, "
             f"got {tuple(words.shape)}"
         )
-
-
-def _readable(value: Tensor) -> bool:
-    """Whether values are looked at: on the CPU always, elsewhere under set_debug(True)."""
-    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
-        return False
-    return (_checks._debug or value.is_cpu) and value.numel() > 0
 
 
 def _parameter(name: str, value: float | Tensor, chains: int, like: Tensor, *, infinite: bool = False) -> Tensor:
@@ -464,7 +452,7 @@ def _floats(name: str, value: Tensor, like: Tensor) -> None:
 
 
 def _check_values(name: str, value: Tensor, infinite: bool) -> None:
-    if not _readable(value):
+    if not _checks.readable(value):
         return
     bad = value.isnan() if infinite else ~value.isfinite()
     if bool(bad.any()):
@@ -474,7 +462,7 @@ def _check_values(name: str, value: Tensor, infinite: bool) -> None:
 
 def _check_certain(beta: Tensor, field: Tensor) -> None:
     """beta field is a number."""
-    if _readable(beta) and bool((beta * field).isnan().any()):
+    if _checks.readable(beta) and bool((beta * field).isnan().any()):
         raise ValueError("field: expected finite numbers where beta is 0, got an infinite one")
 
 
@@ -507,7 +495,7 @@ def _couplings(
     _checks.same_device("coupling", coupling, "the lattice", like)
     coupling = coupling.detach()
     strength = reference.lattice.magnitude_of(coupling, opened)
-    if _readable(coupling):
+    if _checks.readable(coupling):
         for bonds in reference.lattice.inner_bonds(coupling, opened):
             if bonds.numel() and not bool((bonds.abs() == strength).all()):
                 wrong = bonds[bonds.abs() != strength][0].item()

@@ -175,17 +175,10 @@ def _check_machine(visible: Tensor, weight: Tensor, visible_bias: Tensor, hidden
     return categories or 1
 
 
-def _readable(tensor: Tensor) -> bool:
-    """Whether a check may look at values."""
-    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
-        return False
-    return tensor.numel() > 0 and (tensor.is_cpu or _checks._debug)
-
-
 def _check_states(visible: Tensor, kind: str, categories: int) -> None:
     if kind == "categorical":
         _checks.categories("visible", visible, categories)
-    elif kind == "bernoulli" and visible.dtype != torch.bool and _readable(visible):
+    elif kind == "bernoulli" and visible.dtype != torch.bool and _checks.readable(visible):
         if visible.dtype == torch.uint8:
             wrong = int(visible.max()) > 1
         else:
@@ -196,19 +189,20 @@ def _check_states(visible: Tensor, kind: str, categories: int) -> None:
 
 def _check_weights(weight: Tensor, visible_bias: Tensor, hidden_bias: Tensor) -> None:
     # A sum is quick, and finite unless an element is not; a sum that overflowed is looked into.
-    if _readable(weight) and not math.isfinite(float(weight.detach().sum())) and not bool(weight.isfinite().all()):
+    if (
+        _checks.readable(weight)
+        and not math.isfinite(float(weight.detach().sum()))
+        and not bool(weight.isfinite().all())
+    ):
         raise ValueError("weight: expected finite weights, got a NaN or an infinity")
     for name, bias in (("visible_bias", visible_bias), ("hidden_bias", hidden_bias)):
-        if _readable(bias) and math.isnan(float(bias.detach().sum())) and bool(bias.isnan().any()):
+        if _checks.readable(bias) and math.isnan(float(bias.detach().sum())) and bool(bias.isnan().any()):
             raise ValueError(f"{name}: expected numbers, got a NaN")
 
 
 def _check_steps(steps: int, first_step: int) -> None:
-    for name, value in (("steps", steps), ("first_step", first_step)):
-        if isinstance(value, bool) or not isinstance(value, (int, torch.SymInt)):
-            raise TypeError(f"{name}: expected an int, got {type(value).__name__}")
-        if value < 0:
-            raise ValueError(f"{name}: expected at least 0, got {value}")
+    _checks.count("steps", steps, 0)
+    _checks.count("first_step", first_step, 0)
     if first_step + steps > 2**32 or first_step >= 2**32:
         raise ValueError(f"first_step: expected first_step + steps of at most 2^32, got {first_step} + {steps}")
 

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from .. import functional, random
 from ..functional import _key
-from ._settings import check_count, new_setting, set_to
+from ..functional._checks import count as check_count
+from ._settings import new_setting, set_to
 from .likelihoods import Likelihood, likelihood_of
 
 __all__ = ["LatentVariableModel", "progress_bar"]

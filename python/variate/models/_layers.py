@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ._settings import check_count
+from ..functional._checks import count as check_count
 from .likelihoods import Likelihood
 
 __all__ = ["flat_sizes", "halves", "relu_layers"]

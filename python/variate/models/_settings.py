@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-__all__ = ["check_count", "like", "new_setting", "set_to"]
+__all__ = ["like", "new_setting", "set_to"]
 
 
 def like(module: nn.Module) -> Tensor:
@@ -34,10 +34,3 @@ def set_to(name: str, setting: Tensor, value: float | Tensor) -> None:
         setting.fill_(value)
     else:
         raise TypeError(f"{name}: expected a float or a 0-d tensor, got {type(value).__name__}")
-
-
-def check_count(name: str, value: int, *, least: int) -> None:
-    if not isinstance(value, int) or isinstance(value, bool):
-        raise TypeError(f"{name}: expected an int, got {type(value).__name__}")
-    if value < least:
-        raise ValueError(f"{name}: expected at least {least}, got {value}")

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from .. import functional, random, reference
 from ..functional import IsingMeasurement, IsingObservables, _key
-from ._settings import check_count
+from ..functional._checks import count as check_count
 
 __all__ = ["Ising", "Potts", "PottsMeasurement", "PottsObservables"]
 

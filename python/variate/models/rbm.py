@@ -14,10 +14,10 @@ from torch import Tensor, nn
 
 from .. import checkpoint, functional, random
 from ..functional import _key, boltzmann
+from ..functional._checks import count as check_count
 from ..functional.boltzmann import LogPartition, rbm_gibbs
 from ..reference.rbm import VISIBLE_KINDS
 from ._base import progress_bar
-from ._settings import check_count
 
 __all__ = ["DBM", "RBM"]
 

@@ -9,11 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from .. import functional, random
+from ..functional._checks import count as check_count
 from ..functional.bound import ESTIMATORS
 from ._base import LatentVariableModel
 from ._gaussian import log_normal, log_standard_normal
 from ._layers import flat_sizes, halves, relu_layers
-from ._settings import check_count, like
+from ._settings import like
 from .likelihoods import Likelihood, likelihood_of
 
 __all__ = ["VAE"]
