@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import os
+import socket
 import subprocess
 import sys
 from unittest import mock
@@ -242,6 +243,7 @@ def test_compiled_draws_without_a_key(x):
 
 
 _RANK = """
+import os
 import sys
 import torch
 import torch.distributed as dist
@@ -262,7 +264,9 @@ model(x[3 * rank :][:3], key=key, first_sample=3 * rank).backward()
 if rank == 0:
     gradients = {name: parameter.grad for name, parameter in model.module.named_parameters()}
     checkpoint.save(out, gradients, {})
+dist.barrier()
 dist.destroy_process_group()
+os._exit(0)  # gloo's threads may still want the interpreter while it ends, and abort then
 """
 
 
@@ -272,7 +276,11 @@ def test_two_ranks_reproduce_one_process(tmp_path, x, key, objective):
     pytest.importorskip("safetensors")
     from variate import checkpoint
 
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONFAULTHANDLER": "1"}
+    # Gloo looks for the interface of the machine's name otherwise, which need not resolve.
+    for _, interface in socket.if_nameindex():
+        if interface in ("lo", "lo0"):
+            environment["GLOO_SOCKET_IFNAME"] = interface
     arguments = [str(tmp_path / "rendezvous"), str(tmp_path / "gradients"), objective]
     ranks = [
         subprocess.Popen([sys.executable, "-c", _RANK, str(rank), *arguments], env=environment, stderr=subprocess.PIPE)
