@@ -7,157 +7,23 @@
 
 #include "kernels.h"
 #include "noise.h"
+#include "rbm_weights.h"
 
 #if defined(__AMX_INT8__) && defined(__AMX_TILE__)
 #define VARIATE_AMX
-#include <immintrin.h>
+#include "rbm_amx.h"
 #endif
 
 namespace variate::cpu::VARIATE_ISA {
 
 namespace {
 
-constexpr int64_t units = rbm_units;
 constexpr int64_t rows_at_once = tile_elements / units;  // whose words one buffer holds
 constexpr int64_t half = units / 2;                      // outputs of a table
 constexpr int64_t table_inputs = 4;
 constexpr int64_t tables = units / table_inputs;  // of a block of inputs: 32 KiB
 
 typedef int32_t Ints __attribute__((vector_size(64)));
-
-inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
-
-// Weights.
-
-inline float finite_or_zero(float w) { return math::abs(w) < __builtin_inff() ? w : 0.0f; }
-
-// 64 outputs of a weight whose element (input, output) is at data + input * in_stride + output * out_stride.
-void load_panel(const RbmDirection& d, int64_t panel, const float* data, int64_t in_stride, int64_t out_stride) {
-  float* __restrict to = d.panels + panel * d.in_padded * units;
-  const int64_t first = panel * units, count = least(units, d.out - first);
-  const float* from = data + first * out_stride;
-  if (count < units || d.in < d.in_padded) std::memset(to, 0, sizeof(float) * d.in_padded * units);
-  if (out_stride == 1) {
-    for (int64_t i = 0; i < d.in; ++i) {
-      for (int64_t c = 0; c < count; ++c) to[i * units + c] = finite_or_zero(from[i * in_stride + c]);
-    }
-    return;
-  }
-  constexpr int64_t block = 16;
-  for (int64_t start = 0; start < d.in; start += block) {
-    const int64_t end = least(start + block, d.in);
-    for (int64_t c = 0; c < count; ++c) {
-      const float* __restrict column = from + c * out_stride;
-      for (int64_t i = start; i < end; ++i) to[i * units + c] = finite_or_zero(column[i * in_stride]);
-    }
-  }
-}
-
-// Whether the sum of |round(w 2^e)| over a column and its bias is below 2^31; `total` is that of |w|, in float64.
-bool fits(const float* column, int64_t in, double bias, double total, int e) {
-  const double scaled = __builtin_ldexp(total, e);
-  const double slack = 0.5 * static_cast<double>(in) + 1.0 + 1e-12 * scaled;
-  if (scaled + slack < 0x1p31) return true;
-  if (scaled - slack >= 0x1p31) return false;
-  double sum = __builtin_fabs(__builtin_rint(__builtin_ldexp(bias, e)));
-  for (int64_t i = 0; i < in; ++i) {
-    sum += __builtin_fabs(__builtin_rint(__builtin_ldexp(static_cast<double>(column[i * units]), e)));
-  }
-  return sum < 0x1p31;
-}
-
-inline int limited(int e) {
-  return e > math::largest_exponent    ? math::largest_exponent
-         : e < math::smallest_exponent ? math::smallest_exponent
-                                       : e;
-}
-
-// Scales and biases of 64 outputs.
-void fix(const RbmDirection& d, int64_t panel, const variate_tensor& bias) {
-  const float* __restrict w = d.panels + panel * d.in_padded * units;
-  const int64_t first = panel * units, count = least(units, d.out - first);
-  float largest[units] = {};
-  double totals[units] = {};
-  for (int64_t i = 0; i < d.in; ++i) {
-    for (int64_t c = 0; c < units; ++c) {
-      const float a = math::abs(w[i * units + c]);
-      largest[c] = a > largest[c] ? a : largest[c];
-      totals[c] += static_cast<double>(a);
-    }
-  }
-  for (int64_t c = 0; c < units; ++c) {
-    const int64_t at = first + c;
-    const float b = c < count ? element<float>(bias, at, 0) : 0.0f;
-    const bool finite = math::abs(b) < __builtin_inff();
-    const double known = finite ? b : 0.0;
-    const double total = totals[c] + __builtin_fabs(known);
-    int e = 0;
-    if (total > 0.0) {
-      int exponent;
-      __builtin_frexp(total, &exponent);
-      e = limited(math::sum_bits + 1 - exponent);  // the total just above 2^31: roundings may still bring it below
-      while (!fits(w + c, d.in, known, total, e)) --e;
-    }
-    d.bias[at] = b;
-    d.offset[at] = c >= count ? -__builtin_inff() : finite ? 0.0f : b;  // what pads a layer stays 0
-    d.fixed_bias[at] = static_cast<int32_t>(__builtin_rint(__builtin_ldexp(known, e)));
-    d.scale[at] = static_cast<float>(__builtin_ldexp(1.0, e));
-    d.inverse[at] = static_cast<float>(__builtin_ldexp(1.0, -e));
-    d.radius[at] = static_cast<float>(__builtin_ldexp(total, e));
-    const double top = __builtin_rint(__builtin_ldexp(static_cast<double>(largest[c]), e));
-    int bits;
-    __builtin_frexp(top, &bits);
-    d.shift[at] = bits > 15 ? bits - 15 : 0;
-    d.unit[at] = static_cast<float>(__builtin_ldexp(1.0, d.shift[at] - e));
-  }
-}
-
-#if defined(VARIATE_AMX)
-
-// A weight is 2^shift (256 high + low) + 256 middle + rest: a signed byte, and three unsigned ones.
-constexpr int64_t limb_count = 4, tile_bytes = 1024;
-
-// The limbs of 64 outputs, and how far the upper two may be from all: `radius` holds the largest sum there is.
-void cut(const RbmDirection& d, int64_t panel) {
-  const int64_t blocks = d.in_padded / units;
-  const float* w = d.panels + panel * d.in_padded * units;
-  for (int64_t group = 0; group < 4; ++group) {
-    const int64_t first = panel * units + group * 16;
-    const __m512 scale = _mm512_load_ps(d.scale + first);
-    const __m512i shift = _mm512_load_si512(d.shift + first), byte = _mm512_set1_epi32(255);
-    __m512i left_out = _mm512_setzero_si512();
-    int8_t* to = d.limbs + first / 16 * blocks * limb_count * tile_bytes;
-    for (int64_t k = 0; k < d.in_padded; k += 4) {
-      __m512i limb[limb_count] = {};
-      for (int64_t i = 3; i >= 0; --i) {
-        const __m512 x = _mm512_mul_ps(_mm512_load_ps(w + (k + i) * units + group * 16), scale);
-        const __m512i q = _mm512_cvtps_epi32(x);
-        const __m512i upper = _mm512_srav_epi32(q, shift);
-        const __m512i rest = _mm512_sub_epi32(q, _mm512_sllv_epi32(upper, shift));
-        left_out = _mm512_add_epi32(left_out, rest);
-        const __m512i parts[limb_count] = {_mm512_srai_epi32(upper, 8), upper, _mm512_srli_epi32(rest, 8), rest};
-        for (int l = 0; l < limb_count; ++l) {
-          limb[l] = _mm512_or_si512(_mm512_slli_epi32(limb[l], 8), _mm512_and_si512(parts[l], byte));
-        }
-      }
-      int8_t* row = to + k / units * limb_count * tile_bytes + k % units / 4 * 64;
-      for (int l = 0; l < limb_count; ++l) _mm512_store_si512(row + l * tile_bytes, limb[l]);
-    }
-    alignas(64) uint32_t most[16];  // 65535 inputs of 16 bits fit
-    _mm512_store_si512(most, left_out);
-    for (int64_t c = 0; c < 16; ++c) {
-      const double inverse = d.inverse[first + c], half_way = 0.5 * most[c];
-      const double rounding = d.radius[first + c] * 0x1p-21;  // of sums and products in float32, several times over
-      const float offset = d.offset[first + c];
-      d.middle[first + c] = static_cast<float>((d.fixed_bias[first + c] + half_way) * inverse) + offset;
-      d.radius[first + c] = static_cast<float>((half_way + rounding) * inverse * 1.0001);
-    }
-  }
-}
-
-bool has_limbs(const RbmDirection& d) { return d.in <= rbm_limb_inputs; }
-
-#endif
 
 struct Machine {
   const variate_rbm_gibbs_args& a;
@@ -166,6 +32,12 @@ struct Machine {
 
   bool gaussian() const { return a.visible_kind == VARIATE_VISIBLE_GAUSSIAN; }
   bool categorical() const { return a.visible_kind == VARIATE_VISIBLE_CATEGORICAL; }
+
+  // Whether a layer's units take more of their fields than a comparison with a word.
+  bool exact(bool hidden) const {
+    if (hidden) return a.hidden_probs.data;
+    return a.visible_probs.data || a.visible_kind != VARIATE_VISIBLE_BERNOULLI;
+  }
 };
 
 void prepare(Machine& m) {
@@ -178,10 +50,11 @@ void prepare(Machine& m) {
     const bool hidden = p < hidden_panels;
     const RbmDirection& d = hidden ? h : v;
     const int64_t index = hidden ? p : p - hidden_panels;
-    load_panel(d, index, weight, hidden ? by_visible : by_hidden, hidden ? by_hidden : by_visible);
-    fix(d, index, hidden ? a.hidden_bias : a.visible_bias);
+    PanelTotals totals;
+    load_panel(d, index, weight, hidden ? by_visible : by_hidden, hidden ? by_hidden : by_visible, totals);
+    fix(d, index, totals, hidden ? a.hidden_bias : a.visible_bias);
 #if defined(VARIATE_AMX)
-    if (has_limbs(d)) cut(d, index);
+    if (has_limbs(d) && !(hidden && m.gaussian())) cut(d, index, m.exact(hidden));
 #endif
   };
 #pragma omp parallel for schedule(static) num_threads(m.plan.threads) if (m.plan.threads > 1)
@@ -304,107 +177,6 @@ inline void draw_row(const float* __restrict logits, const uint32_t* __restrict 
   for (int64_t c = 0; c < units; ++c) states[c] = static_cast<uint8_t>(bits[c]);
 }
 
-#if defined(VARIATE_AMX)
-
-// A draw that the upper limbs leave open, from the exact sum.
-__attribute__((noinline)) bool resolve(const RbmDirection& d, int64_t output, const uint8_t* states, float beta,
-                                       uint32_t word) {
-  const __m512 scale = _mm512_set1_ps(d.scale[output]);
-  __m512i sum = _mm512_setzero_si512();
-  for (int64_t block = 0; block < d.in_padded / units; ++block) {
-    const float* w = d.columns + (block * d.out_padded + output) * units;
-    const __mmask64 on = _mm512_test_epi8_mask(_mm512_loadu_si512(states + block * units), _mm512_set1_epi8(1));
-    for (int64_t i = 0; i < 4; ++i) {
-      const __m512i q = _mm512_cvtps_epi32(_mm512_mul_ps(_mm512_load_ps(w + 16 * i), scale));
-      sum = _mm512_mask_add_epi32(sum, static_cast<__mmask16>(on >> 16 * i), sum, q);
-    }
-  }
-  const int32_t whole = d.fixed_bias[output] + _mm512_reduce_add_epi32(sum);
-  return math::below(word, math::sigmoid(math::logit(whole, d.inverse[output], d.offset[output]) * beta));
-}
-
-// One row of binary states from the sums of the upper two limbs. With e = exp(-|x|), p (1 + e) is 1 or e, so a draw is
-// compared without a division; one that is closer to p than x may be off is made from the exact sum. The slope of p is
-// at most e / (1 + e)^2 exp(r) within r of x, and exp(r) < 1 + 2 r up to 5/4.
-inline void decide_row(const RbmDirection& d, int64_t first, const uint8_t* from, float beta, const int32_t* sums,
-                       const uint32_t* words, uint8_t* states) {
-  const __m512 one = _mm512_set1_ps(1.0f), betas = _mm512_set1_ps(beta);
-  __mmask16 open[4];
-  for (int64_t k = 0; k < 4; ++k) {
-    const int64_t at = first + 16 * k;
-    const __m512 total = _mm512_cvtepi32_ps(_mm512_load_si512(sums + 16 * k));
-    const __m512 x =
-        _mm512_mul_ps(_mm512_fmadd_ps(total, _mm512_load_ps(d.unit + at), _mm512_load_ps(d.middle + at)), betas);
-    const __m512 minus = _mm512_or_ps(x, _mm512_set1_ps(-0.0f));
-    const __m512 bounded = _mm512_max_ps(_mm512_set1_ps(-104.0f), minus);  // a NaN passes
-    const __m512 n = _mm512_roundscale_ps(_mm512_mul_ps(bounded, _mm512_set1_ps(math::log2_e)), 0);
-    const __m512 r = _mm512_fnmadd_ps(n, _mm512_set1_ps(0x1.62e430p-1f), bounded);
-    __m512 q = _mm512_set1_ps(0x1.6d722cp-10f);
-    for (float c : {0x1.122680p-7f, 0x1.5554c8p-5f, 0x1.5554b2p-3f, 0.5f, 1.0f, 1.0f}) {
-      q = _mm512_fmadd_ps(q, r, _mm512_set1_ps(c));
-    }
-    const __m512 e = _mm512_scalef_ps(q, n);
-    const __mmask16 negative = _mm512_cmp_ps_mask(x, _mm512_setzero_ps(), _CMP_LT_OQ);
-    const __m512 share = _mm512_mask_mov_ps(one, negative, e);
-    const __m512 u = _mm512_mul_ps(_mm512_cvtepu32_ps(_mm512_load_si512(words + 16 * k)), _mm512_set1_ps(0x1p-32f));
-    const __m512 distance = _mm512_fmsub_ps(u, _mm512_add_ps(one, e), share);
-    const __m512 radius = _mm512_abs_ps(_mm512_mul_ps(_mm512_load_ps(d.radius + at), betas));
-    const __m512 slope = _mm512_fmadd_ps(_mm512_add_ps(radius, radius), radius, radius);
-    const __m512 margin = _mm512_fmadd_ps(e, slope, _mm512_set1_ps(2e-6f));  // the latter for all that is rounded
-    open[k] = _mm512_cmp_ps_mask(_mm512_abs_ps(distance), margin, _CMP_NGT_UQ) |
-              _mm512_cmp_ps_mask(radius, _mm512_set1_ps(1.25f), _CMP_NLE_UQ);
-    const __mmask16 on = _mm512_cmp_ps_mask(distance, _mm512_setzero_ps(), _CMP_LT_OQ);
-    _mm_storeu_si128(reinterpret_cast<__m128i*>(states + 16 * k), _mm_maskz_set1_epi8(on, 1));
-  }
-  for (int64_t k = 0; k < 4; ++k) {
-    for (uint32_t left = open[k]; left; left &= left - 1) {
-      const int64_t c = 16 * k + __builtin_ctz(left);
-      states[c] = resolve(d, first + c, from, beta, words[c]);
-    }
-  }
-}
-
-// What the compiler has to have written before a tile instruction reads it: gcc's intrinsics do not say that they do.
-inline void in_memory(const void* data) { __asm__ volatile("" : : "r"(data) : "memory"); }
-
-// The words of 64 units of one chain.
-class RowWords {
- public:
-  RowWords(const variate_noise& noise, uint32_t step)
-      : noise_(noise), keys_(static_cast<uint64_t>(noise.key[0])), step_(step) {}
-
-  const uint32_t* at(int64_t row, int64_t first) {
-    BlockRange range;
-    range.key = key_of(noise_, row);
-    range.first_block = static_cast<uint64_t>(first / 4);
-    range.first_sample = noise_.key_stride ? 0 : static_cast<uint32_t>(noise_.first_sample + row);
-    range.blocks_per_row = range.blocks = units / 4;
-    range.step = step_;
-    const uint64_t begin = range.key.offset + range.first_block;
-    const bool carries = (begin ^ (begin + units / 4)) >> 32;
-    if (carries || noise_.key_stride) {
-      fill_words(range, words_);
-    } else {
-      fill_blocks<true>(range, keys_, words_);
-    }
-    return words_;
-  }
-
- private:
-  const variate_noise& noise_;
-  const RoundKeys keys_;  // of the one key that there is without a stride
-  const uint32_t step_;
-  alignas(64) uint32_t words_[units + noise_slack];
-};
-
-struct alignas(64) TileConfiguration {
-  uint8_t palette = 1, start_row = 0, reserved[14] = {};
-  uint16_t row_bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
-  uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
-};
-
-#endif
-
 // A thread's part of a call.
 class Walk {
  public:
@@ -520,48 +292,6 @@ class Walk {
   }
 
 #if defined(VARIATE_AMX)
-  // The sums of two limbs, the upper or the lower ones, of 32 chains and 16 outputs; `meanwhile` is called between the
-  // products, whose unit leaves the others idle.
-  template <bool upper, class Function>
-  static void limb_sums(const RbmDirection& d, const uint8_t* states, int64_t group, int32_t* sums,
-                        Function meanwhile) {
-    const int64_t blocks = d.in_padded / units, pitch = d.in_padded;
-    const int8_t* w = d.limbs + (group * blocks * limb_count + (upper ? 0 : 2)) * tile_bytes;
-    _tile_zero(0);
-    _tile_zero(1);
-    _tile_zero(2);
-    _tile_zero(3);
-    for (int64_t k = 0; k < blocks; ++k) {
-      _tile_loadd(4, states + k * units, pitch);
-      // Weights pass by; states stay in the first-level cache.
-      _tile_stream_loadd(6, w + k * limb_count * tile_bytes, 64);
-      _tile_stream_loadd(7, w + (k * limb_count + 1) * tile_bytes, 64);
-      _tile_loadd(5, states + 16 * pitch + k * units, pitch);
-      if constexpr (upper) {
-        _tile_dpbusd(0, 4, 6);
-        _tile_dpbuud(1, 4, 7);
-        _tile_dpbusd(2, 5, 6);
-        _tile_dpbuud(3, 5, 7);
-      } else {
-        _tile_dpbuud(0, 4, 6);
-        _tile_dpbuud(1, 4, 7);
-        _tile_dpbuud(2, 5, 6);
-        _tile_dpbuud(3, 5, 7);
-      }
-      meanwhile();
-    }
-    alignas(64) int32_t high[rbm_group * 16], low[rbm_group * 16];
-    _tile_stored(0, high, 64);
-    _tile_stored(2, high + 16 * 16, 64);
-    _tile_stored(1, low, 64);
-    _tile_stored(3, low + 16 * 16, 64);
-    for (int64_t i = 0; i < rbm_group; ++i) {
-      const __m512i whole =
-          _mm512_add_epi32(_mm512_slli_epi32(_mm512_load_si512(high + i * 16), 8), _mm512_load_si512(low + i * 16));
-      _mm512_store_si512(sums + i * units + group % 4 * 16, whole);
-    }
-  }
-
   static constexpr int64_t band = 4;  // panels whose tiles stay in the second-level cache
 
   // The next layer's states. Those of one patch are decided while the products of the next are made.

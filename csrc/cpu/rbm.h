@@ -40,7 +40,7 @@ struct RbmDirection {
   int32_t* shift;          // what is left of a weight without its lower limbs: weight >> shift, 16 bits
   float* unit;             // 2^(shift - e)
   float *middle, *radius;  // a logit from the upper two limbs lies within `radius` of itself plus `middle`
-  int8_t* limbs;           // [out_padded / 16, in_padded / 64, 4, 16, 64]: tiles of a matrix unit
+  int8_t* limbs;  // [2, out_padded / 16, in_padded / 64, 2, 16, 64]: tiles of a matrix unit, upper halves first
 };
 
 // What one thread works in.
