@@ -223,7 +223,7 @@ def test_thread_counts(kind: str, threads: None) -> None:
 
 LARGE = """
 import torch, variate
-from test_rbm import KEY, machine, states
+from test_rbm import KEY, WAYS, machine, states
 print(variate.build_info()["cpu_capability"])
 for scale in (0.3, 3.0, 30.0):
     for beta in (1.0, 300.0):
@@ -231,6 +231,17 @@ for scale in (0.3, 3.0, 30.0):
             states("bernoulli", 40, 700), *machine(700, 300, scale), beta=beta, steps=2, key=KEY
         )
         print([hash(x.numpy().tobytes()) for x in drawn])
+for kind in ("bernoulli", "gaussian", "categorical"):
+    start = states(kind, 40, 198)
+    drawn = variate.functional.parallel_tempering(
+        start.unflatten(0, (4, 10)), *machine(198, 90), betas=(0.1, 0.4, 0.7, 1), rounds=5, steps=2,
+        visible_kind=kind, key=KEY,
+    )
+    print([hash(x.numpy().tobytes()) for x in drawn])
+    ways = WAYS if kind == "categorical" else None
+    options = {"betas": 5, "start": start, "visible_kind": kind, "categories": ways, "key": KEY}
+    found = variate.functional.ais_log_partition(*machine(198, 90), **options)
+    print(hash(found.log_weights.numpy().tobytes()))
 """
 
 

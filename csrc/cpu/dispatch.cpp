@@ -35,7 +35,9 @@ extern const Kernels table;
 #if defined(VARIATE_AMX_KERNELS)
 namespace amx {
 void rbm_gibbs(const variate_rbm_gibbs_args&);
-}
+void rbm_anneal(const variate_rbm_anneal_args&);
+void rbm_temper(const variate_rbm_temper_args&);
+}  // namespace amx
 #endif
 
 namespace {
@@ -86,6 +88,8 @@ const Kernels& amx_table() {
   static const Kernels table = [] {
     Kernels kernels = avx512::table;
     kernels.rbm_gibbs = amx::rbm_gibbs;
+    kernels.rbm_anneal = amx::rbm_anneal;
+    kernels.rbm_temper = amx::rbm_temper;
     return kernels;
   }();
   return table;
@@ -168,6 +172,8 @@ uint64_t ising_workspace(const variate_ising_measure_args& a) {
 }
 
 uint64_t rbm_workspace(const variate_rbm_gibbs_args& a) { return RbmPlan(a, 0).bytes; }
+uint64_t rbm_workspace(const variate_rbm_anneal_args& a) { return RbmPlan(rows_of(a), 0).bytes; }
+uint64_t rbm_workspace(const variate_rbm_temper_args& a) { return RbmPlan(rows_of(a), 0, a.temperatures).bytes; }
 
 uint64_t column_sum_workspace(int64_t rows, int64_t cols) {
   const uint64_t blocks = (static_cast<uint64_t>(rows) + column_sum_rows - 1) / column_sum_rows;

@@ -53,6 +53,8 @@ struct Kernels {
   void (*ising_measure)(const variate_ising_measure_args&);
   void (*potts_gibbs)(const variate_potts_gibbs_args&);
   void (*rbm_gibbs)(const variate_rbm_gibbs_args&);
+  void (*rbm_anneal)(const variate_rbm_anneal_args&);
+  void (*rbm_temper)(const variate_rbm_temper_args&);
 };
 
 // The kernels of the instruction set in use.
@@ -75,6 +77,8 @@ uint64_t ising_workspace(const variate_ising_measure_args&);
 
 // Bytes of workspace of the Boltzmann machine.
 uint64_t rbm_workspace(const variate_rbm_gibbs_args&);
+uint64_t rbm_workspace(const variate_rbm_anneal_args&);
+uint64_t rbm_workspace(const variate_rbm_temper_args&);
 
 // Bytes of workspace of the sums over columns, of blocks of this many rows.
 inline constexpr int64_t column_sum_rows = 16;
@@ -128,6 +132,8 @@ void ising_gibbs(const variate_ising_gibbs_args&);
 void ising_measure(const variate_ising_measure_args&);
 void potts_gibbs(const variate_potts_gibbs_args&);
 void rbm_gibbs(const variate_rbm_gibbs_args&);
+void rbm_anneal(const variate_rbm_anneal_args&);
+void rbm_temper(const variate_rbm_temper_args&);
 
 }  // namespace VARIATE_ISA
 #endif

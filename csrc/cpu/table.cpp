@@ -48,6 +48,8 @@ const Kernels table = {bits,
                        ising_gibbs,
                        ising_measure,
                        potts_gibbs,
-                       rbm_gibbs};
+                       rbm_gibbs,
+                       rbm_anneal,
+                       rbm_temper};
 
 }  // namespace variate::cpu::VARIATE_ISA

@@ -754,11 +754,99 @@ void test_rbm() {
   CHECK(variate_rbm_gibbs_workspace(nullptr) == 0);
 }
 
+// What annealing and tempering take of a call for Gibbs steps.
+template <class Args>
+Args with_machine(Args args) {
+  const variate_rbm_gibbs_args rows = machine();
+  args.noise = rows.noise;
+  args.execution = rows.execution;
+  args.visible_units = rows.visible_units;
+  args.hidden_units = rows.hidden_units;
+  args.visible = rows.visible;
+  args.weight = rows.weight;
+  args.visible_bias = rows.visible_bias;
+  args.hidden_bias = rows.hidden_bias;
+  return args;
+}
+
+void test_annealing() {
+  using Args = variate_rbm_anneal_args;
+  static const double betas[] = {0.0, 0.5, 1.0};
+  static double log_weights[4];
+  auto good = with_machine(make<Args>(4, 0));
+  good.steps = 2;
+  good.base_bias = good.visible_bias;
+  good.betas = betas;
+  good.log_weights = log_weights;
+  const auto refuse = [&](const char* word, auto change) {
+    Args args = good;
+    change(args);
+    CHECK_REFUSED(variate_rbm_anneal, args, word);
+  };
+  refuse("struct_size", [](Args& a) { a.struct_size -= 8; });
+  refuse("rows", [](Args& a) { a.rows = -1; });
+  refuse("units", [](Args& a) { a.hidden_units = -1; });
+  refuse("steps", [](Args& a) { a.steps = -1; });
+  refuse("first_step", [](Args& a) { a.first_step = int64_max; });
+  refuse("noise.key", [](Args& a) { a.noise.key = nullptr; });
+  refuse("workspace", [](Args& a) { a.execution.workspace_bytes = variate_rbm_anneal_workspace(&a) - 1; });
+  refuse("visible is missing", [](Args& a) { a.visible.data = nullptr; });
+  refuse("weight", [](Args& a) { a.weight.dtype = VARIATE_FLOAT64; });
+  refuse("base_bias", [](Args& a) { a.base_bias.data = nullptr; });
+  refuse("betas", [](Args& a) { a.betas = nullptr; });
+  refuse("log_weights", [](Args& a) { a.log_weights = nullptr; });
+  CHECK(variate_rbm_anneal_workspace(nullptr) == 0);
+  // Without weights and biases every machine of the ladder is the same: 4 chains, weight 1.
+  CHECK_OK(variate_rbm_anneal(&good));
+  for (const double weight : log_weights) CHECK(weight == 0.0);
+}
+
+void test_tempering() {
+  using Args = variate_rbm_temper_args;
+  static const double betas[] = {0.5, 1.0};
+  static std::int64_t accepted[1];
+  auto good = with_machine(Args{sizeof(Args)});
+  good.chains = 2;
+  good.temperatures = 2;
+  good.rounds = 3;
+  good.steps = 1;
+  good.hidden = machine().hidden;
+  good.betas = betas;
+  good.accepted = accepted;
+  const auto refuse = [&](const char* word, auto change) {
+    Args args = good;
+    change(args);
+    CHECK_REFUSED(variate_rbm_temper, args, word);
+  };
+  refuse("struct_size", [](Args& a) { a.struct_size -= 8; });
+  for (std::int64_t value : {std::int64_t{-1}, int64_min, int64_max}) {
+    refuse("chains", [=](Args& a) { a.chains = value; });
+    refuse("temperatures", [=](Args& a) { a.temperatures = value; });
+    refuse("steps", [=](Args& a) { a.steps = value; });
+    refuse("round", [=](Args& a) { a.rounds = value; });
+    refuse("first_round", [=](Args& a) { a.first_round = value; });
+    refuse("first_sample", [=](Args& a) { a.noise.first_sample = value; });
+  }
+  refuse("temperatures", [](Args& a) { a.temperatures = 0; });
+  refuse("noise.key", [](Args& a) { a.noise.key = nullptr; });
+  refuse("key_stride", [](Args& a) { a.noise.key_stride = 2; });
+  refuse("workspace", [](Args& a) { a.execution.workspace_bytes = variate_rbm_temper_workspace(&a) - 1; });
+  refuse("hidden", [](Args& a) { a.hidden.data = nullptr; });
+  refuse("betas", [](Args& a) { a.betas = nullptr; });
+  refuse("accepted", [](Args& a) { a.accepted = nullptr; });
+  CHECK(variate_rbm_temper_workspace(nullptr) == 0);
+  // Without weights and biases all energies are 0, and every swap that is tried is made: in rounds 0 and 2.
+  CHECK_OK(variate_rbm_temper(&good));
+  CHECK(accepted[0] == 4);
+}
+
 }  // namespace
 
 int main() {
   test_draws();
   test_rbm();
+  test_annealing();
+  test_tempering();
   test_other_noise_calls();
   test_reductions();
   test_evidence_terms();

@@ -54,6 +54,66 @@ typedef struct variate_rbm_gibbs_args {
 VARIATE_API uint64_t variate_rbm_gibbs_workspace(const variate_rbm_gibbs_args* args);
 VARIATE_API variate_status variate_rbm_gibbs(const variate_rbm_gibbs_args* args);
 
+/* Annealed importance sampling. With E_b = -(b a + (1 - b) base).v - b (h.b + v.W h) (Gaussian visibles:
+   |v - a|^2 / 2 - b (h.b + v.W h)) and p_b(v) the sum over h of exp(-E_b), in turn for k = 0, 1, ..., steps - 1
+     log_weights[r] += log p_{betas[k + 1]}(v_r) - log p_{betas[k]}(v_r), from 0 on, and then
+     a Gibbs step of E_{betas[k + 1]} by the words of step first_step + k.
+   The fields of the Gibbs step are those of variate_rbm_gibbs; log weights are float64 sums of what float32 fields
+   give. base_bias: float32 [visible_units, 1]; not read for Gaussian visibles. betas: at least 0. */
+typedef struct variate_rbm_anneal_args {
+  uint32_t struct_size; /* sizeof(variate_rbm_anneal_args) */
+  variate_execution execution;
+  variate_noise noise;
+  int64_t rows;
+  int64_t visible_units;
+  int64_t hidden_units;
+  variate_visible_kind visible_kind;
+  int64_t categories;
+  int64_t steps;
+  int64_t first_step;
+  variate_tensor visible;
+  variate_tensor weight;
+  variate_tensor visible_bias;
+  variate_tensor hidden_bias;
+  variate_tensor base_bias;
+  const double* betas; /* [steps + 1] */
+  double* log_weights; /* [rows] */
+} variate_rbm_anneal_args;
+
+VARIATE_API uint64_t variate_rbm_anneal_workspace(const variate_rbm_anneal_args* args);
+VARIATE_API variate_status variate_rbm_anneal(const variate_rbm_anneal_args* args);
+
+/* Parallel tempering: `rounds` times `steps` Gibbs steps of every chain at every temperature, and then swaps of the
+   states at betas[t] and betas[t + 1], for even t in rounds of even number and odd t else, with probability
+     min(1, exp((betas[t + 1] - betas[t]) (E(v_{t + 1}, h_{t + 1}) - E(v_t, h_t))))   to 2^-32.
+   Row r = chain temperatures + t of both states is the chain at betas[t], and sample first_sample temperatures + r of
+   the Gibbs steps, whose step in round n = first_round, ... is n steps + 0, 1, .... A swap takes element t of sample
+   first_sample + chain at step n of fold_in(noise.key, 2^16). noise has one key. */
+typedef struct variate_rbm_temper_args {
+  uint32_t struct_size; /* sizeof(variate_rbm_temper_args) */
+  variate_execution execution;
+  variate_noise noise;
+  int64_t chains;
+  int64_t temperatures; /* at least 1 */
+  int64_t visible_units;
+  int64_t hidden_units;
+  variate_visible_kind visible_kind;
+  int64_t categories;
+  int64_t rounds;
+  int64_t steps; /* at least 1 */
+  int64_t first_round;
+  variate_tensor visible;
+  variate_tensor hidden;
+  variate_tensor weight;
+  variate_tensor visible_bias;
+  variate_tensor hidden_bias;
+  const double* betas; /* [temperatures] */
+  int64_t* accepted;   /* [temperatures - 1]: swaps, which are added to it */
+} variate_rbm_temper_args;
+
+VARIATE_API uint64_t variate_rbm_temper_workspace(const variate_rbm_temper_args* args);
+VARIATE_API variate_status variate_rbm_temper(const variate_rbm_temper_args* args);
+
 #ifdef __cplusplus
 }
 #endif

@@ -10,7 +10,7 @@ import torch
 from .. import random
 from .._optional import require
 from ..checkpoint import write_whole
-from ..functional.boltzmann import LogPartition
+from ..functional import LogPartition
 from ..models import RBM
 from . import images
 from .digits import BINARISATION, Digits

@@ -5,15 +5,12 @@ from __future__ import annotations
 from . import boltzmann, bound, elbo, lattice, linear, logistic, random, rbm, relaxed, reparam
 from ._backend import backends, register_triton, use_backend
 from ._checks import set_debug
+from .annealing import LogPartition, ais_log_partition
 from .boltzmann import (
-    LogPartition,
     RBMGradient,
-    Tempering,
-    ais_log_partition,
     dbm_gibbs,
     dbm_join,
     dbm_mean_field,
-    parallel_tempering,
     rbm_cd_gradient,
     rbm_energy,
     rbm_free_energy,
@@ -45,6 +42,7 @@ from .relaxed import (
     relaxed_bernoulli_rsample,
 )
 from .reparam import gumbel_rsample, laplace_rsample, logistic_rsample, normal_rsample, normal_rsample_kl
+from .tempering import Tempering, parallel_tempering
 
 register_triton()
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -13,26 +12,22 @@ from torch import Tensor
 
 from .. import reference
 from ..reference.rbm import VISIBLE_KINDS, one_hot
-from . import _checks, _key, random
+from . import _checks, random
 from .rbm import rbm_gibbs
 
 __all__ = [
-    "LogPartition",
     "RBMGradient",
-    "Tempering",
-    "ais_log_partition",
     "dbm_gibbs",
     "dbm_join",
     "dbm_mean_field",
-    "parallel_tempering",
     "rbm_cd_gradient",
     "rbm_energy",
     "rbm_free_energy",
     "rbm_log_partition",
 ]
 
-# Keys of draws that are not Gibbs steps: fold_in(key, one of these). Layers take the numbers below.
-_SWAPS, START = 2**16, 2**16 + 1
+# fold_in(key, this) draws first states; the numbers below it are those of layers and of tempering's swaps.
+START = 2**16 + 1
 
 
 class RBMGradient(NamedTuple):
@@ -42,23 +37,6 @@ class RBMGradient(NamedTuple):
     visible_bias: Tensor
     hidden_bias: Tensor
     chains: Tensor
-
-
-class LogPartition(NamedTuple):
-    """What :func:`ais_log_partition` returns, float64."""
-
-    log_z: Tensor
-    standard_error: Tensor  # of log_z, by the spread of the weights
-    effective_sample_size: Tensor  # (sum w)^2 / sum w^2, between 1 and the number of chains
-    log_weights: Tensor  # [chains]; log_z is the log of their mean weight, for reverse runs minus that
-
-
-class Tempering(NamedTuple):
-    """What :func:`parallel_tempering` returns."""
-
-    visible: Tensor  # [temperatures, chains, ...]
-    hidden: Tensor  # [temperatures, chains, hidden units] uint8
-    swap_rates: Tensor  # [temperatures - 1] float64: of each pair of neighbours; NaN where none was tried
 
 
 def rbm_energy(
@@ -84,7 +62,7 @@ def rbm_energy(
 
     Source: Smolensky 1986; Gaussian visibles: Welling, Rosen-Zvi and Hinton 2005.
     """
-    states = _states("visible", visible, weight, visible_bias, hidden_bias, visible_kind)
+    states = check_states("visible", visible, weight, visible_bias, hidden_bias, visible_kind)
     if hidden.shape != (len(states), len(hidden_bias)):
         raise ValueError(f"hidden: expected {(len(states), len(hidden_bias))}, got {tuple(hidden.shape)}")
     h = hidden.to(weight.dtype)
@@ -121,7 +99,7 @@ def rbm_free_energy(
 
     Source: Hinton 2012 ("A practical guide to training restricted Boltzmann machines"), section 16.1.
     """
-    _states("visible", visible, weight, visible_bias, hidden_bias, visible_kind)
+    check_states("visible", visible, weight, visible_bias, hidden_bias, visible_kind)
     return reference.rbm.rbm_free_energy(
         visible, weight, visible_bias, hidden_bias, beta=beta, visible_kind=visible_kind
     )
@@ -167,7 +145,7 @@ def rbm_cd_gradient(
 
     Source: Hinton 2002; Tieleman 2008.
     """
-    positive = _states("data", data, weight, visible_bias, hidden_bias, visible_kind)
+    positive = check_states("data", data, weight, visible_bias, hidden_bias, visible_kind)
     _checks.count("steps", steps)
     if len(positive) == 0:
         raise ValueError("data: expected at least one row, as the gradient is a mean; skip an empty batch")
@@ -188,7 +166,7 @@ def rbm_cd_gradient(
             first_sample=first_sample,
             first_step=first_step,
         )[0]
-        negative = _states("persistent", chains, weight, visible_bias, hidden_bias, visible_kind)
+        negative = check_states("persistent", chains, weight, visible_bias, hidden_bias, visible_kind)
         return RBMGradient(*phase_difference(positive, negative, weight, hidden_bias), chains)
 
 
@@ -211,7 +189,7 @@ def rbm_log_partition(
 
     Source: the definition; the units of the other layer are summed out in closed form.
     """
-    _machine(weight, visible_bias, hidden_bias, visible_kind)
+    check_machine(weight, visible_bias, hidden_bias, visible_kind)
     ways = check_categories(visible_kind, categories, len(visible_bias))
     units = min(weight.shape) if visible_kind == "bernoulli" else weight.shape[1]
     if units > 25:
@@ -222,215 +200,6 @@ def rbm_log_partition(
     return reference.rbm.rbm_log_partition(
         weight, visible_bias, hidden_bias, visible_kind=visible_kind, categories=ways
     )
-
-
-@torch.no_grad()
-def ais_log_partition(
-    weight: Tensor,
-    visible_bias: Tensor,
-    hidden_bias: Tensor,
-    *,
-    betas: int | Sequence[float] | Tensor = 1000,
-    chains: int = 256,
-    base_bias: Tensor | None = None,
-    start: Tensor | None = None,
-    visible_kind: str = "bernoulli",
-    categories: int | None = None,
-    key: Tensor | None = None,
-    generator: torch.Generator | None = None,
-    first_sample: int = 0,
-) -> LogPartition:
-    """log Z by annealed importance sampling: log of the mean of w = prod_k p_k(v_(k-1)) / p_(k-1)(v_(k-1)), where
-    p_k(v) sums exp(-E_k(v, h)) over h, and E_k goes from machines of independent units to this one:
-
-    E_k = -(beta_k a + (1 - beta_k) base_bias).v - beta_k (b.h + v.W h); Gaussian: |v - a|^2 / 2 - beta_k (b.h + v.W h).
-
-    Forward runs start from independent units, and err low, by E log w <= log Z. Reverse runs start from the machine's
-    own samples, and err high: the two bracket log Z, each up to its noise.
-
-    Args:
-        weight, visible_bias, hidden_bias, visible_kind: as for :func:`rbm_free_energy`.
-        betas: how many steps the ladder has, evenly, or the whole ladder, rising from 0 to 1; read on the host.
-        chains: how many weights are drawn.
-        base_bias: [V] biases of the independent visible units, 0 if left out. The log odds of the data's means take
-            fewer steps. Not for "gaussian".
-        start: exact or long-run samples of the visible units, one for each chain: makes it a reverse run. `chains` is
-            then their number.
-        categories: of "categorical" visibles: how many units there are to a group.
-        key: int64 [2]; drawn from torch's generator where it is left out. Gibbs steps at beta_k are step k;
-            fold_in(key, 2^16 + 1) draws the first states.
-        generator: the generator that draws it (eager code only).
-        first_sample: the index of chain 0 among all chains.
-
-    Returns:
-        (log_z, standard_error, effective_sample_size, log_weights [chains]), float64.
-
-    Raises:
-        TypeError, ValueError: as :func:`rbm_free_energy`; a ladder that does not rise from 0 to 1.
-
-    Source: Neal 2001; Salakhutdinov and Murray 2008; reverse runs: Burda, Grosse and Salakhutdinov 2015.
-    """
-    _machine(weight, visible_bias, hidden_bias, visible_kind)
-    ladder = _ladder(betas)
-    ways = check_categories(visible_kind, categories, len(visible_bias))
-    gaussian = visible_kind == "gaussian"
-    if base_bias is not None:
-        if gaussian:
-            raise ValueError("base_bias: expected None for Gaussian visibles, whose independent units have the mean a")
-        _like("base_bias", base_bias, "visible_bias", visible_bias)
-    base = torch.zeros_like(visible_bias) if base_bias is None else base_bias
-    noise: dict[str, Any] = {"generator": generator, "first_sample": first_sample}
-    if start is None:
-        _checks.count("chains", chains)
-        own = None if key is None else random.fold_in(key, START)
-        visible = independent(visible_bias if gaussian else base, chains, visible_kind, ways, key=own, **noise)
-    else:
-        _states("start", start, weight, visible_bias, hidden_bias, visible_kind)
-        visible = start
-
-    def gibbs(visible: Tensor, k: int) -> Tensor:
-        beta = ladder[k]
-        if gaussian:  # the visibles' own variance does not anneal
-            machine, inverse = (weight * beta, visible_bias, hidden_bias * beta), 1.0
-        elif base_bias is None:
-            machine, inverse = (weight, visible_bias, hidden_bias), beta
-        else:
-            machine, inverse = (weight, visible_bias + base * (1 / beta - 1), hidden_bias), beta
-        return rbm_gibbs(visible, *machine, beta=inverse, visible_kind=visible_kind, key=key, first_step=k, **noise)[0]
-
-    def log_ratio(visible: Tensor, k: int) -> Tensor:
-        """log p_k(v) - log p_(k-1)(v)."""
-        states = as_states(visible, weight, visible_kind)
-        field = torch.addmm(hidden_bias, states, weight).double()
-        ratio = (F.softplus(ladder[k] * field) - F.softplus(ladder[k - 1] * field)).sum(-1)
-        own = 0.0 if gaussian else states.double() @ (visible_bias.double() - base.double())
-        return ratio + (ladder[k] - ladder[k - 1]) * own
-
-    log_weights = torch.zeros(len(visible), dtype=torch.float64, device=weight.device)
-    last = len(ladder) - 1
-    if start is None:
-        for k in range(1, last + 1):
-            log_weights += log_ratio(visible, k)
-            if k < last:
-                visible = gibbs(visible, k)
-    else:
-        for k in range(last, 0, -1):
-            log_weights -= log_ratio(visible, k)
-            if k > 1:
-                visible = gibbs(visible, k - 1)
-
-    units = len(hidden_bias) * math.log(2)
-    if gaussian:
-        log_base = torch.tensor(units + len(visible_bias) / 2 * math.log(2 * math.pi)).double()
-    elif visible_kind == "bernoulli":
-        log_base = F.softplus(base.double()).sum() + units
-    else:
-        log_base = torch.logsumexp(base.double().unflatten(-1, (-1, ways)), -1).sum() + units
-    if start is None:
-        return _estimate(log_weights + log_base, 1)
-    return _estimate(log_weights - log_base, -1)
-
-
-def parallel_tempering(
-    visible: Tensor,
-    weight: Tensor,
-    visible_bias: Tensor,
-    hidden_bias: Tensor,
-    *,
-    betas: Sequence[float] | Tensor,
-    rounds: int = 1,
-    steps: int = 1,
-    visible_kind: str = "bernoulli",
-    key: Tensor | None = None,
-    generator: torch.Generator | None = None,
-    first_sample: int = 0,
-    first_step: int = 0,
-) -> Tempering:
-    """`rounds` times: `steps` Gibbs steps at every inverse temperature, in one call, and then a swap of neighbours, the
-    states (v, h) at beta and beta' with probability min(1, exp((beta - beta') (E(v, h) - E(v', h')))).
-
-    The energy is the joint one, as the Gibbs steps leave exp(-beta E(v, h)) alone; the free energies at the two
-    temperatures would do only with four of them, two across. Rounds of even number swap the pairs (0, 1), (2, 3), ...,
-    odd ones (1, 2), (3, 4), .... States move, temperatures stay: `visible[-1]` are samples at betas[-1].
-
-    Args:
-        visible: [temperatures, chains, V] (or G) as :func:`rbm_gibbs` takes them.
-        weight, visible_bias, hidden_bias, visible_kind: as for :func:`rbm_free_energy`.
-        betas: [temperatures], rising, at least 0 (for Gaussian visibles above it); the last one, usually 1, is the
-            target. Read on the host.
-        rounds, steps: at least 1.
-        key: int64 [2]; drawn from torch's generator where it is left out. The Gibbs steps take it, a chain's sample
-            being (first_sample + chain) temperatures + its temperature's index; fold_in(key, 2^16) decides swaps
-            (sample = chain, step = round, element = pair).
-        generator: the generator that draws it (eager code only).
-        first_sample: the index of chain 0 among all chains.
-        first_step: how many rounds were made before.
-
-    Returns:
-        (visible, hidden, swap_rates).
-
-    Raises:
-        TypeError, ValueError: as :func:`rbm_free_energy`; betas that do not rise, another number of temperatures.
-
-    Source: Swendsen and Wang 1986; Desjardins et al. 2010.
-    """
-    _machine(weight, visible_bias, hidden_bias, visible_kind)
-    ladder = check_rising(betas, visible_kind)
-    _checks.count("rounds", rounds)
-    _checks.count("steps", steps)
-    count = len(ladder)
-    if key is not None and key.shape != (2,):
-        raise ValueError(
-            f"key: expected one key, shape (2,), as its chains are rows of one call, got {tuple(key.shape)}"
-        )
-    if visible.dim() != 3 or len(visible) != count:
-        raise ValueError(
-            f"visible: expected [temperatures, chains, units] with {count} temperatures, as many as betas, got "
-            f"{tuple(visible.shape)}"
-        )
-    chains, device = visible.shape[1], weight.device
-    # Chain by chain, so that a chain's rows and samples do not depend on how many chains there are.
-    states = visible.transpose(0, 1).flatten(0, 1)
-    _states("visible", states, weight, visible_bias, hidden_bias, visible_kind)
-    every = torch.tensor(ladder, dtype=torch.float32, device=device).repeat(chains)
-    beta = torch.tensor(ladder, dtype=torch.float64, device=device)
-    _checks.first_sample(first_sample * count, chains * count)
-    swap_key = random.fold_in(_key.resolve(key, generator, 0, weight), _SWAPS)
-    tried = torch.zeros(count - 1, dtype=torch.int64, device=device)
-    accepted = torch.zeros_like(tried)
-    with torch.no_grad():
-        for index in range(rounds):
-            number = first_step + index
-            states, hidden = rbm_gibbs(
-                states,
-                weight,
-                visible_bias,
-                hidden_bias,
-                steps=steps,
-                beta=every,
-                visible_kind=visible_kind,
-                key=key,
-                generator=generator,
-                first_sample=first_sample * count,
-                first_step=number * steps,
-            )[:2]
-            if count == 1:
-                continue
-            energy = rbm_energy(states, hidden, weight, visible_bias, hidden_bias, visible_kind=visible_kind)
-            energy = energy.double().view(chains, count)
-            log_ratio = (beta[1:] - beta[:-1]) * (energy[:, 1:] - energy[:, :-1])
-            words = reference.random.words((chains, count - 1), swap_key, first_sample, number)
-            swap = words < torch.ceil(torch.exp(log_ratio.clamp(max=0)) * 2.0**32)
-            swap[:, (number + 1) % 2 :: 2] = False
-            tried[number % 2 :: 2] += chains
-            accepted += swap.sum(0)
-            rows = torch.arange(chains * count, device=device).view(chains, count)
-            rows[:, 1:] -= swap.long()
-            rows[:, :-1] += swap.long()
-            states, hidden = states[rows.flatten()], hidden[rows.flatten()]
-    shape = (chains, count)
-    rates = accepted.double() / torch.where(tried > 0, tried.double(), torch.nan)
-    return Tempering(states.unflatten(0, shape).transpose(0, 1), hidden.unflatten(0, shape).transpose(0, 1), rates)
 
 
 def dbm_gibbs(
@@ -613,73 +382,6 @@ def start_of(
     return random.bernoulli(data, key=key, generator=generator, first_sample=first_sample, dtype=torch.uint8)
 
 
-def independent(
-    bias: Tensor,
-    chains: int,
-    visible_kind: str,
-    ways: int,
-    *,
-    key: Tensor | None,
-    generator: torch.Generator | None,
-    first_sample: int,
-) -> Tensor:
-    """A draw of independent visible units."""
-    rows = bias.expand(chains, -1)
-    noise: dict[str, Any] = {"key": key, "generator": generator, "first_sample": first_sample}
-    if visible_kind == "gaussian":
-        return rows + random.normal(rows.shape, dtype=bias.dtype, device=bias.device, **noise)
-    if visible_kind == "bernoulli":
-        return random.bernoulli(torch.sigmoid(rows), dtype=torch.uint8, **noise)
-    return random.categorical(rows.unflatten(-1, (-1, ways)), **noise).to(torch.uint8)
-
-
-def _estimate(log_weights: Tensor, sign: int) -> LogPartition:
-    """log of the mean weight, by the delta method; sign -1 where the weights are those of 1 / Z."""
-    count = len(log_weights)
-    relative = torch.exp(log_weights - log_weights.max())
-    mean = relative.mean()
-    log_z = log_weights.max() + mean.log()
-    error = relative.std() / mean / math.sqrt(count) if count > 1 else torch.full_like(mean, math.inf)
-    return LogPartition(sign * log_z, error, relative.sum() ** 2 / relative.square().sum(), log_weights)
-
-
-def _ladder(betas: int | Sequence[float] | Tensor) -> list[float]:
-    if isinstance(betas, int) and not isinstance(betas, bool):
-        _checks.count("betas", betas)
-        return [k / betas for k in range(betas + 1)]
-    ladder = _numbers(betas)  # type: ignore[arg-type]
-    if len(ladder) < 2 or ladder[0] != 0 or ladder[-1] != 1 or _falls(ladder):
-        raise ValueError(
-            f"betas: expected a ladder that rises from 0 to 1, got {_shown(ladder)}; "
-            "sort it, or pass the number of its steps"
-        )
-    return ladder
-
-
-def check_rising(betas: Sequence[float] | Tensor, visible_kind: str) -> list[float]:
-    ladder = _numbers(betas)
-    low = 0.0 if visible_kind != "gaussian" else math.ulp(0.0)
-    if not ladder or _falls(ladder) or not (low <= ladder[0] and ladder[-1] < math.inf):
-        what = "numbers above 0" if low else "numbers of at least 0"
-        raise ValueError(f"betas: expected finite {what} that rise to the target, got {_shown(ladder)}; sort them")
-    return ladder
-
-
-def _numbers(betas: Sequence[float] | Tensor) -> list[float]:
-    values = betas.tolist() if isinstance(betas, Tensor) else betas
-    if not isinstance(values, (list, tuple)) or not all(isinstance(b, (int, float)) for b in values):
-        raise TypeError(f"betas: expected a sequence of numbers, or a 1-D tensor, got {type(betas).__name__}")
-    return [float(b) for b in values]
-
-
-def _falls(ladder: list[float]) -> bool:
-    return any(not low < high for low, high in itertools.pairwise(ladder))
-
-
-def _shown(ladder: list[float]) -> str:
-    return str(ladder) if len(ladder) < 8 else f"[{ladder[0]}, {ladder[1]}, ..., {ladder[-1]}]"
-
-
 def _parameter(name: str, value: Tensor, dims: int) -> None:
     if not isinstance(value, Tensor):
         raise TypeError(f"{name}: expected a tensor, got {type(value).__name__}")
@@ -691,13 +393,13 @@ def _parameter(name: str, value: Tensor, dims: int) -> None:
         raise ValueError(f"{name}: expected {dims} dimension{'s'[: dims - 1]}, got shape {tuple(value.shape)}")
 
 
-def _like(name: str, value: Tensor, like_name: str, like: Tensor) -> None:
+def check_like(name: str, value: Tensor, like_name: str, like: Tensor) -> None:
     _parameter(name, value, like.dim())
     _checks.same_shape(name, value, like_name, like)
     _checks.same_device(name, value, like_name, like)
 
 
-def _machine(weight: Tensor, visible_bias: Tensor, hidden_bias: Tensor, visible_kind: str) -> None:
+def check_machine(weight: Tensor, visible_bias: Tensor, hidden_bias: Tensor, visible_kind: str) -> None:
     if visible_kind not in VISIBLE_KINDS:
         raise ValueError(f"visible_kind: expected one of {', '.join(VISIBLE_KINDS)}, got {visible_kind!r}")
     _parameter("weight", weight, 2)
@@ -716,11 +418,11 @@ def _machine(weight: Tensor, visible_bias: Tensor, hidden_bias: Tensor, visible_
         _checks.same_device(name, bias, "weight", weight)
 
 
-def _states(
+def check_states(
     name: str, visible: Tensor, weight: Tensor, visible_bias: Tensor, hidden_bias: Tensor, visible_kind: str
 ) -> Tensor:
     """The visible units' states [B, V] in the dtype of weight, after all checks."""
-    _machine(weight, visible_bias, hidden_bias, visible_kind)
+    check_machine(weight, visible_bias, hidden_bias, visible_kind)
     if not isinstance(visible, Tensor):
         raise TypeError(f"{name}: expected a tensor, got {type(visible).__name__}")
     _checks.same_device(name, visible, "weight", weight)
@@ -755,3 +457,39 @@ def check_categories(visible_kind: str, categories: int | None, units: int) -> i
     if units % categories or categories > 256:
         raise ValueError(f"categories: expected a divisor of the {units} visible units, at most 256, got {categories}")
     return categories
+
+
+def independent(
+    bias: Tensor,
+    chains: int,
+    visible_kind: str,
+    ways: int,
+    *,
+    key: Tensor | None,
+    generator: torch.Generator | None,
+    first_sample: int,
+) -> Tensor:
+    """A draw of independent visible units."""
+    rows = bias.expand(chains, -1)
+    noise: dict[str, Any] = {"key": key, "generator": generator, "first_sample": first_sample}
+    if visible_kind == "gaussian":
+        return rows + random.normal(rows.shape, dtype=bias.dtype, device=bias.device, **noise)
+    if visible_kind == "bernoulli":
+        return random.bernoulli(torch.sigmoid(rows), dtype=torch.uint8, **noise)
+    return random.categorical(rows.unflatten(-1, (-1, ways)), **noise).to(torch.uint8)
+
+
+def numbers(betas: Sequence[float] | Tensor) -> list[float]:
+    """A ladder of inverse temperatures, on the host."""
+    values = betas.tolist() if isinstance(betas, Tensor) else betas
+    if not isinstance(values, (list, tuple)) or not all(isinstance(b, (int, float)) for b in values):
+        raise TypeError(f"betas: expected a sequence of numbers, or a 1-D tensor, got {type(betas).__name__}")
+    return [float(b) for b in values]
+
+
+def falls(ladder: list[float]) -> bool:
+    return any(not low < high for low, high in itertools.pairwise(ladder))
+
+
+def shown(ladder: list[float]) -> str:
+    return str(ladder) if len(ladder) < 8 else f"[{ladder[0]}, {ladder[1]}, ..., {ladder[-1]}]"

@@ -13,7 +13,7 @@ from . import _backend, _checks, _gate, _key
 
 __all__ = ["rbm_gibbs"]
 
-_KINDS = {"bernoulli": 0, "gaussian": 1, "categorical": 2}
+KINDS = {"bernoulli": 0, "gaussian": 1, "categorical": 2}
 _STATES = _checks.FLOATING | _checks.INTEGERS | {torch.bool}
 
 
@@ -79,12 +79,12 @@ def rbm_gibbs(
 
     Source: Hinton, "Training products of experts by minimizing contrastive divergence", 2002.
     """
-    kind = _KINDS.get(visible_kind)
+    kind = KINDS.get(visible_kind)
     if kind is None:
-        raise ValueError(f"visible_kind: expected one of {', '.join(_KINDS)}, got {visible_kind!r}")
+        raise ValueError(f"visible_kind: expected one of {', '.join(KINDS)}, got {visible_kind!r}")
     categories = _check_machine(visible, weight, visible_bias, hidden_bias, visible_kind)
     _check_states(visible, visible_kind, categories)
-    _check_weights(weight, visible_bias, hidden_bias)
+    check_weights(weight, visible_bias, hidden_bias)
     _check_steps(steps, first_step)
     inverse = _inverse_temperature(beta, visible, visible_kind)
     if clamp is not None:
@@ -119,9 +119,9 @@ def rbm_gibbs(
     op(
         states,
         hidden,
-        _single(weight),
-        _single(visible_bias),
-        _single(hidden_bias),
+        single(weight),
+        single(visible_bias),
+        single(hidden_bias),
         inverse,
         clamp,
         steps,
@@ -141,7 +141,7 @@ def rbm_gibbs(
     return states, hidden, visible_probs, hidden_probs
 
 
-def _single(tensor: Tensor) -> Tensor:
+def single(tensor: Tensor) -> Tensor:
     return (tensor.detach() if tensor.requires_grad else tensor).to(torch.float32)
 
 
@@ -187,7 +187,7 @@ def _check_states(visible: Tensor, kind: str, categories: int) -> None:
             raise ValueError("visible: expected states 0 and 1 of bernoulli units, got others")
 
 
-def _check_weights(weight: Tensor, visible_bias: Tensor, hidden_bias: Tensor) -> None:
+def check_weights(weight: Tensor, visible_bias: Tensor, hidden_bias: Tensor) -> None:
     # A sum is quick, and finite unless an element is not; a sum that overflowed is looked into.
     if (
         _checks.readable(weight)
@@ -215,7 +215,7 @@ def _inverse_temperature(beta: float | Tensor, visible: Tensor, kind: str) -> Te
             raise ValueError(f"beta: expected a number, or one for each of {len(visible)} chains, got {beta.shape}")
         if beta.dim():
             _checks.same_device("beta", beta, "visible", visible)
-        return _single(beta).to(visible.device, non_blocking=True)
+        return single(beta).to(visible.device, non_blocking=True)
     if isinstance(beta, (int, float)) and not isinstance(beta, bool) and not torch.compiler.is_compiling():
         if not 0 <= beta < math.inf or (kind == "gaussian" and beta == 0):
             least = "above 0" if kind == "gaussian" else "of at least 0"

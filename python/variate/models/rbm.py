@@ -13,9 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from .. import checkpoint, functional, random
-from ..functional import _key, boltzmann
+from ..functional import LogPartition, _key, boltzmann, rbm_gibbs, tempering
 from ..functional._checks import count as check_count
-from ..functional.boltzmann import LogPartition, rbm_gibbs
 from ..reference.rbm import VISIBLE_KINDS
 from ._base import progress_bar
 
@@ -230,7 +229,7 @@ class RBM(_Machine):
         self._ways = boltzmann.check_categories(visible_kind, categories, visible)
         ladder = [float(beta) for beta in betas]
         if method == "pt":
-            boltzmann.check_rising(ladder, visible_kind)
+            tempering.check_rising(ladder, visible_kind)
             if ladder[-1] != 1:
                 raise ValueError(f"betas: expected the last one to be 1, the model itself, got {ladder[-1]}")
         self.visible_kind, self.categories, self.method = visible_kind, categories, method

@@ -11,6 +11,9 @@ inline constexpr int sum_bits = 31;
 inline constexpr int largest_exponent = 120;
 inline constexpr int smallest_exponent = -120;
 
+// fold_in(key, this) decides the swaps of tempering.
+inline constexpr std::uint64_t swap_draw = 1u << 16;
+
 // round-to-nearest-even(w 2^e) of |w 2^e| < 2^31, 2^e being `scale`.
 VARIATE_INLINE std::int32_t quantise(float w, float scale) {
   constexpr float magic = 8388608.0f;  // 2^23: from there on float32 has no fractions
