@@ -69,29 +69,27 @@ void for_walks(const Machine& m, Body body) {
 // Sum over units of softplus(to x) - softplus(from x), from and to at least 0: softplus(b x) is b max(x, 0) plus the
 // log of 1 + exp(-b |x|), of which 64 multiply without overflow.
 double softplus_change(const float* logits, int64_t count, double from, double to) {
-  float before[units], after[units];
-  const float b = static_cast<float>(from), a = static_cast<float>(to);
-  for (int64_t c = 0; c < count; ++c) {
+  const float low = static_cast<float>(from), high = static_cast<float>(to);
+  float before[units], after[units], positive[units];
+  for (int64_t c = 0; c < units; ++c) {
     const float x = math::abs(logits[c]);
-    before[c] = b > 0.0f ? math::exp_nonpositive(-b * x) : 1.0f;
-    after[c] = a > 0.0f ? math::exp_nonpositive(-a * x) : 1.0f;
+    const float b = low > 0.0f ? math::exp_nonpositive(-low * x) : 1.0f;
+    const float a = high > 0.0f ? math::exp_nonpositive(-high * x) : 1.0f;
+    before[c] = c < count ? b : 0.0f;
+    after[c] = c < count ? a : 0.0f;
+    positive[c] = logits[c] > 0.0f ? logits[c] : 0.0f;
   }
-  double above = 0.0, below[8], over[8], positive[8];
-  for (int64_t k = 0; k < 8; ++k) {
-    below[k] = over[k] = 1.0;
-    positive[k] = 0.0;
-  }
-  for (int64_t c = 0; c < count; ++c) {
-    over[c % 8] *= 1.0 + after[c];
-    below[c % 8] *= 1.0 + before[c];
-    positive[c % 8] += logits[c] > 0.0f ? logits[c] : 0.0f;
+  Doubles over = Doubles{} + 1.0, below = over, above = {};
+  for (int64_t c = 0; c < units; c += 8) {
+    over *= 1.0 + widen(after + c);
+    below *= 1.0 + widen(before + c);
+    above += widen(positive + c);
   }
   for (int64_t k = 1; k < 8; ++k) {
     over[0] *= over[k];
     below[0] *= below[k];
   }
-  for (int64_t k = 0; k < 8; ++k) above += positive[k];
-  return (to - from) * above + math::log(over[0] / below[0]);
+  return (to - from) * sum_of(above) + math::log(over[0] / below[0]);
 }
 
 }  // namespace
@@ -128,7 +126,7 @@ void rbm_anneal(const variate_rbm_anneal_args& args) {
       const float beta = static_cast<float>(to), rest = static_cast<float>(1.0 - to);
       const uint32_t step = static_cast<uint32_t>(a.first_step + k);
       for (int64_t r = 0; r < rows && !m.gaussian(); ++r) {
-        log_weights[r] += (to - from) * sum_where(walk.visible_row(r), v.gap, v.out);
+        log_weights[r] += (to - from) * sum_where(walk.visible_row(r), v.gap, v.out_padded / units);
       }
       alignas(64) float drawn[units];
       walk.hidden_logits(step, [&](const Patch& p, int64_t r, const float* logits, const uint32_t* words) {
@@ -163,7 +161,7 @@ void rbm_temper(const variate_rbm_temper_args& args) {
           walk.visible(step, false);
           continue;
         }
-        for (int64_t r = 0; r < rows; ++r) energy[r] = -sum_where(walk.hidden_row(r), h.bias, h.out);
+        for (int64_t r = 0; r < rows; ++r) energy[r] = -sum_where(walk.hidden_row(r), h.bias, h.out_padded / units);
         walk.visible_logits(step, [&](const Patch& p, int64_t r, const float* logits, const uint32_t* words) {
           energy[p.local + r] -= walk.draw_visible(p, r, logits, words, beta_of(m, p.row + r));
         });

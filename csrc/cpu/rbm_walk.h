@@ -133,12 +133,26 @@ inline void keep_clamped(const Machine& m, int64_t row, int64_t first, int64_t c
   for (int64_t c = 0; c < count; ++c) after[c] = mask[c * clamp.col_stride] ? before[c] : after[c];
 }
 
-// The sum of those of `count` numbers whose state is 1, in an order that depends on `count` alone. What is infinite is
-// the bias of a certain unit, and counts as 0.
-inline double sum_where(const uint8_t* states, const float* numbers, int64_t count) {
-  double sums[8] = {};
-  for (int64_t c = 0; c < count; ++c) sums[c % 8] += states[c] ? finite_or_zero(numbers[c]) : 0.0f;
-  return ((sums[0] + sums[1]) + (sums[2] + sums[3])) + ((sums[4] + sums[5]) + (sums[6] + sums[7]));
+// Eight sums or products in float64, so that their order depends on nothing.
+typedef double Doubles __attribute__((vector_size(64)));
+
+inline Doubles widen(const float* from) {
+  typedef float Floats __attribute__((vector_size(32), aligned(4), may_alias));
+  return __builtin_convertvector(*reinterpret_cast<const Floats*>(from), Doubles);
+}
+
+inline double sum_of(const Doubles& x) { return ((x[0] + x[1]) + (x[2] + x[3])) + ((x[4] + x[5]) + (x[6] + x[7])); }
+
+// The sum of those of 64 numbers, times `panels`, whose state is 1. What is infinite is the bias of a certain unit, and
+// counts as 0.
+inline double sum_where(const uint8_t* states, const float* numbers, int64_t panels) {
+  Doubles sums = {};
+  for (int64_t first = 0; first < panels * units; first += units) {
+    float chosen[units];
+    for (int64_t c = 0; c < units; ++c) chosen[c] = states[first + c] ? finite_or_zero(numbers[first + c]) : 0.0f;
+    for (int64_t c = 0; c < units; c += 8) sums += widen(chosen + c);
+  }
+  return sum_of(sums);
 }
 
 // One row of binary states from its logits.
@@ -243,7 +257,7 @@ class Walk {
     alignas(64) float drawn[units];
     uint8_t* states = s.visible + (p.local + r) * d.out_padded + p.first;
     draw_row(logits, words, beta, states, drawn);
-    return sum_where(states, logits, units);
+    return sum_where(states, logits, 1);
   }
 
   uint8_t* hidden_at(const Patch& p, int64_t r) const {
