@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from unittest import mock
 
 import pytest
@@ -163,3 +165,17 @@ def test_debug_is_off_and_can_be_turned_off_again(fresh_dynamo: None) -> None:
     finally:
         variate.set_debug(False)
     functional.bernoulli_nll(outside, outside)
+
+
+def test_neither_importing_nor_drawing_imports_the_compiler():
+    """It takes longer than the rest of the package, torch aside."""
+    code = """
+import sys, torch
+slow = {"torch._dynamo", "torch._inductor", "sympy"} - sys.modules.keys()
+import variate
+keys = variate.random.split(variate.random.key(1), 3)
+variate.random.normal(3, 4, key=keys)
+assert not slow & sys.modules.keys(), slow & sys.modules.keys()
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr

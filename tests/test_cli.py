@@ -126,12 +126,22 @@ def test_boltzmann_machine_trains_and_resumes(tmp_path, capsys):
     for name in ("filters.png", "samples.png"):
         assert (parts / name).read_bytes() == (whole / name).read_bytes()
         assert (parts / name).read_bytes().startswith(PNG)
+    saved = (parts / "checkpoint.safetensors").read_bytes()
+    for change, named in [
+        ("--batch-size 1000", "batch_size 2000, here 1000"),
+        ("--batch-size 2000 --lr 0.1", "lr 0.05, here 0.1"),
+        ("--batch-size 2000 --seed 1", "another --seed"),
+    ]:
+        assert main(["train", "rbm", "--out", str(parts), "--epochs", "3", *change.split()]) == 1
+        assert f"of another run ({named})" in capsys.readouterr().err
+    assert (parts / "checkpoint.safetensors").read_bytes() == saved
 
 
 def test_refuses_settings_that_exclude_each_other(tmp_path, capsys):
     for command, message in [
         ("rbm --beta 2", "--beta: rbm does not take it"),
         ("rbm --likelihood normal", "--likelihood: rbm does not take it"),
+        ("rbm --log-likelihood-samples 5", "--log-likelihood-samples: rbm does not take it"),
         ("vae --estimator dreg --beta 2", "beta: expected it to be left alone with estimator='dreg'"),
         ("vae --estimator vimco", "samples: expected at least 2"),
         ("hvae --samples 2", "only vae takes them"),

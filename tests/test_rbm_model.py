@@ -6,6 +6,7 @@ import copy
 import itertools
 
 import pytest
+import ranks
 import torch
 from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
@@ -189,8 +190,37 @@ def test_an_interrupted_fit_keeps_the_last_whole_checkpoint(tmp_path, monkeypatc
     assert list(tmp_path.iterdir()) == [path]
     whole = RBM(6, 4)
     whole.fit(x, epochs=5, batch_size=25, checkpoint_path=path, key=variate.random.key(*KEY))
-    with pytest.raises(checkpoint.CheckpointError, match="is of another model: its settings"):
-        RBM(6, 5).fit(x, checkpoint_path=path)
+
+
+def test_a_fit_resumes_only_as_the_same_run(tmp_path) -> None:
+    x, path = patterns(50), tmp_path / "machine.safetensors"
+    options = {"batch_size": 25, "checkpoint_path": path}
+    RBM(6, 4).fit(x, epochs=1, key=variate.random.key(*KEY), **options)
+    for change, named in [
+        ({"batch_size": 10}, "batch_size 25, here 10"),
+        ({"lr": 0.5}, "lr 0.05, here 0.5"),
+        ({"momentum": 0.0}, "momentum 0.5, here 0.0"),
+        ({"weight_decay": 0.1}, "weight_decay 0.0, here 0.1"),
+        ({"key": variate.random.key(124)}, r"key \[123, 0\], here \[124, 0\]"),
+    ]:
+        with pytest.raises(checkpoint.CheckpointError, match=rf"is of another run \({named}\)"):
+            RBM(6, 4).fit(x, epochs=2, **(options | change))
+    with pytest.raises(checkpoint.CheckpointError, match=r"is of another model \(shape \[6, 4\], here \[6, 5\]\)"):
+        RBM(6, 5).fit(x, epochs=2, **options)
+    with pytest.raises(checkpoint.CheckpointError, match=r"another run \(lr 0.05, here None, momentum 0.5, here None"):
+        model = RBM(6, 4)
+        model.fit(x, epochs=2, optimizer=torch.optim.Adam(model.parameters()), **options)
+
+
+def test_a_resumed_fit_needs_no_key(tmp_path) -> None:
+    x, path, key = patterns(50), tmp_path / "machine.safetensors", variate.random.key(*KEY)
+    torch.manual_seed(0)
+    whole = RBM(6, 4)
+    parts = copy.deepcopy(whole)
+    whole.fit(x, epochs=2, key=key)
+    parts.fit(x, epochs=1, key=key, checkpoint_path=path)
+    parts.fit(x, epochs=2, checkpoint_path=path)
+    assert parts.weight.equal(whole.weight) and parts._chains.equal(whole._chains)
 
 
 def test_deep_machine_learns() -> None:
@@ -215,22 +245,64 @@ def test_deep_machine_learns() -> None:
     assert [tuple(m.shape) for m in model.transform(x[:5])] == [(5, 8), (5, 4)]
 
 
-@pytest.mark.parametrize("make", [lambda: RBM(6, 4, chains=8), lambda: RBM(6, 4, method="cd"), lambda: DBM([6, 4, 3])])
-def test_compiled_steps_are_not_compiled_again(make, fresh_dynamo) -> None:
+MACHINES = ("cd", "pcd", "pt", "dbm")
+
+
+def machine_of(name: str, chains: int) -> RBM | DBM:
+    torch.manual_seed(0)
+    return DBM([6, 4, 3], chains=chains) if name == "dbm" else RBM(6, 4, method=name, steps=2, chains=chains)
+
+
+@pytest.mark.parametrize("machine", MACHINES)
+def test_a_compiled_step_is_one_graph_and_not_compiled_again(machine, fresh_dynamo) -> None:
     x, key = patterns(16), variate.random.key(*KEY)
-    models = []
-    for _ in range(2):
-        torch.manual_seed(0)
-        models.append(make())
+    models = [machine_of(machine, 8) for _ in range(2)]
     counter = CompileCounterWithBackend("aot_eager")
-    compiled = torch.compile(models[0], backend=counter)
+    compiled = torch.compile(models[0], backend=counter, fullgraph=True)
     for step in range(12):
         found, expected = compiled(x, key=key), models[1](x, key=key)
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
         found.backward()
+        if machine != "cd":
+            assert models[0]._chains.equal(models[1]._chains)
         if step == 2:
             count = counter.frame_count
     assert counter.frame_count == count
+    assert models[0]._made == models[1]._made == 12 * models[1].steps
+
+
+_RANK = """
+from variate.models import DBM, RBM
+
+name = arguments[0]
+model = DBM([6, 4, 3], chains=3) if name == "dbm" else RBM(6, 4, method=name, steps=2, chains=3)
+model = DistributedDataParallel(model)
+optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
+x = torch.randint(0, 2, (6, 6), generator=torch.Generator().manual_seed(0))
+for _ in range(3):
+    optimizer.zero_grad()
+    model(x[3 * rank :][:3], key=variate.random.key(7), first_sample=3 * rank).backward()
+    optimizer.step()
+result = dict(model.module.named_parameters())
+"""
+
+
+@pytest.mark.skipif(not torch.distributed.is_available(), reason="torch without distributed")
+@pytest.mark.parametrize("machine", MACHINES)
+def test_two_ranks_reproduce_one_process(tmp_path, machine) -> None:
+    """Three rows and three chains a rank are the six of one process."""
+    pytest.importorskip("safetensors")
+    found = ranks.run(_RANK, tmp_path, machine)
+    model = machine_of(machine, 6)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
+    x = torch.randint(0, 2, (6, 6), generator=torch.Generator().manual_seed(0))
+    for _ in range(3):
+        optimizer.zero_grad()
+        model(x, key=variate.random.key(7)).backward()
+        optimizer.step()
+    for name, parameter in model.named_parameters():
+        # The mean over the ranks adds in another order.
+        torch.testing.assert_close(found[name], parameter.detach(), rtol=1e-5, atol=1e-6)
 
 
 def test_settings_are_checked() -> None:

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import copy
 import math
-import os
-import socket
-import subprocess
-import sys
 from unittest import mock
 
 import pytest
+import ranks
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -243,30 +240,14 @@ def test_compiled_draws_without_a_key(x):
 
 
 _RANK = """
-import os
-import sys
-import torch
-import torch.distributed as dist
-import variate
-from torch.nn.parallel import DistributedDataParallel
-from variate import checkpoint
 from variate.models import VAE
 
-rank, rendezvous, out = int(sys.argv[1]), sys.argv[2], sys.argv[3]
-torch.set_num_threads(1)
-dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=2)
-torch.manual_seed(rank)  # DistributedDataParallel must take rank 0's parameters to both
-options = {"beta": 0.5} if sys.argv[4] == "elbo" else {"samples": 3, "estimator": sys.argv[4]}
+options = {"beta": 0.5} if arguments[0] == "elbo" else {"samples": 3, "estimator": arguments[0]}
 model = DistributedDataParallel(VAE.mlp(12, 8, 4, **options))
 x = torch.randint(0, 2, (6, 12), generator=torch.Generator().manual_seed(0)).float()
 key = variate.random.key(7)
 model(x[3 * rank :][:3], key=key, first_sample=3 * rank).backward()
-if rank == 0:
-    gradients = {name: parameter.grad for name, parameter in model.module.named_parameters()}
-    checkpoint.save(out, gradients, {})
-dist.barrier()
-dist.destroy_process_group()
-os._exit(0)  # gloo's threads may still want the interpreter while it ends, and abort then
+result = {name: parameter.grad for name, parameter in model.module.named_parameters()}
 """
 
 
@@ -274,28 +255,9 @@ os._exit(0)  # gloo's threads may still want the interpreter while it ends, and 
 @pytest.mark.parametrize("objective", ["elbo", "dreg"])
 def test_two_ranks_reproduce_one_process(tmp_path, x, key, objective):
     pytest.importorskip("safetensors")
-    from variate import checkpoint
-
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONFAULTHANDLER": "1"}
-    # Gloo looks for the interface of the machine's name otherwise, which need not resolve.
-    for _, interface in socket.if_nameindex():
-        if interface in ("lo", "lo0"):
-            environment["GLOO_SOCKET_IFNAME"] = interface
-    arguments = [str(tmp_path / "rendezvous"), str(tmp_path / "gradients"), objective]
-    ranks = [
-        subprocess.Popen([sys.executable, "-c", _RANK, str(rank), *arguments], env=environment, stderr=subprocess.PIPE)
-        for rank in range(2)
-    ]
-    try:
-        for rank in ranks:
-            _, errors = rank.communicate(timeout=60)
-            assert rank.returncode == 0, errors.decode()
-    finally:
-        for rank in ranks:
-            rank.kill()
+    gradients = ranks.run(_RANK, tmp_path, objective)
     model = _vae(beta=0.5) if objective == "elbo" else _vae(samples=3, estimator=objective)
     model(x, key=key).backward()
-    gradients, _ = checkpoint.load(tmp_path / "gradients")
     for name, parameter in model.named_parameters():
         # The mean over the ranks adds in another order.
         torch.testing.assert_close(gradients[name], parameter.grad, rtol=1e-5, atol=1e-7)

@@ -108,6 +108,12 @@ def _checksum(tensors: Mapping[str, Tensor], text: str) -> str:
     return digest.hexdigest()
 
 
+def changes(saved: Mapping[str, Any], here: Mapping[str, Any]) -> str:
+    """Which settings of a saved run are others here; empty if all are the same."""
+    differing = [name for name in saved.keys() | here if saved.get(name) != here.get(name)]
+    return ", ".join(f"{name} {saved.get(name)!r}, here {here.get(name)!r}" for name in sorted(differing))
+
+
 def pack(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     """``model.<name>``: the state dict; ``optimizer.<entry>.<name>``: the optimizer's state per parameter.
 

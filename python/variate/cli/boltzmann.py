@@ -7,12 +7,13 @@ from pathlib import Path
 
 import torch
 
-from .. import random
+from .. import checkpoint, random
 from .._optional import require
 from ..checkpoint import write_whole
 from ..functional import LogPartition
 from ..models import RBM
 from . import images
+from ._arguments import CommandError
 from .digits import BINARISATION, Digits
 
 __all__ = ["HIDDEN", "RBMSettings", "train_rbm"]
@@ -26,7 +27,7 @@ _SHOWN = 64
 
 @dataclass(frozen=True)
 class RBMSettings:
-    """What decides the result, beside the number of epochs."""
+    """What decides the result: a run resumes only where all of it is the same."""
 
     batch_size: int = 128
     lr: float = 0.05
@@ -46,8 +47,12 @@ def train_rbm(settings: RBMSettings, epochs: int, out: Path, device: torch.devic
         mean = digits.epoch(0, len(digits))[0].mean(0)
         model.visible_bias.copy_(mean.clamp(0.01, 0.99).logit())
     key = random.key(settings.seed, device=device)
+    key_of_fit = random.fold_in(key, _FIT)
     out.mkdir(parents=True, exist_ok=True)
     path = out / "checkpoint.safetensors"
+    resumed = checkpoint.load(path).tensors if path.exists() else {}
+    if "key" in resumed and not resumed["key"].equal(key_of_fit.cpu()):
+        raise CommandError(f"{path} is of another run (another --seed): use the same settings, or another --out")
     console.print(f"binarisation: {BINARISATION}")
     for epoch in range(epochs):
         (data,) = digits.epoch(epoch, len(digits))
@@ -57,7 +62,7 @@ def train_rbm(settings: RBMSettings, epochs: int, out: Path, device: torch.devic
             batch_size=settings.batch_size,
             lr=settings.lr,
             checkpoint_path=path,
-            key=random.fold_in(key, _FIT),
+            key=key_of_fit,
         )
         if history:
             _picture(model, data[:_SHOWN], out, random.fold_in(key, _SAMPLE))

@@ -25,6 +25,8 @@ from .digits import BINARISATION, KINDS, Digits, evaluate, log_likelihood
 
 __all__ = ["Settings", "add_command", "train"]
 
+_SAMPLES = 100  # for log p(x) of each test digit
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -87,7 +89,7 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     command.add_argument(
         "--log-likelihood-samples",
         type=non_negative_int,
-        default=100,
+        default=_SAMPLES,
         metavar="K",
         help="samples for log p(x) of each test digit at the end; 0 leaves it out",
     )
@@ -117,9 +119,10 @@ def _run(args: argparse.Namespace) -> int:
 
 
 def _only_for_autoencoders(args: argparse.Namespace) -> None:
-    default = Settings()
-    for name in ("likelihood", "samples", "estimator", "beta", "free_bits"):
-        if getattr(args, name) != getattr(default, name):
+    names = ("likelihood", "samples", "estimator", "beta", "free_bits")
+    default = {name: getattr(Settings(), name) for name in names} | {"log_likelihood_samples": _SAMPLES}
+    for name in default:
+        if getattr(args, name) != default[name]:
             raise CommandError(f"--{name.replace('_', '-')}: rbm does not take it; leave it out")
 
 
@@ -214,10 +217,7 @@ def _resume(
     if not path.exists():
         return []
     tensors, metadata = checkpoint.load(path)
-    saved, wanted = metadata.get("settings", {}), asdict(settings)
-    differing = [name for name in saved.keys() | wanted if saved.get(name) != wanted.get(name)]
-    if differing:
-        changes = ", ".join(f"{name} {saved.get(name)!r}, here {wanted.get(name)!r}" for name in sorted(differing))
+    if changes := checkpoint.changes(metadata.get("settings", {}), asdict(settings)):
         raise CommandError(f"{path} is of another run ({changes}): use the same settings, or another --out")
     checkpoint.unpack(tensors, model, optimizer, source=path)
     return metadata["history"]

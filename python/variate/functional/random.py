@@ -74,8 +74,8 @@ def fold_in(key: Tensor, data: int | Tensor) -> Tensor:
         data = torch.full((), _as_signed(data) if isinstance(data, int) else data, device=key.device)
     else:
         raise TypeError(f"data: expected an int or an int64 tensor, got {type(data).__name__}")
-    try:
-        shape = torch.broadcast_shapes(key.shape[:-1], data.shape)
+    try:  # torch.broadcast_shapes would import the compiler's symbols
+        shape = torch.broadcast_tensors(key.select(-1, 0), data)[0].shape
     except RuntimeError:
         raise ValueError(
             f"data: expected a shape that broadcasts with {tuple(key.shape[:-1])}, got {tuple(data.shape)}"

@@ -44,6 +44,16 @@ class _Machine(nn.Module):
     def reconstruct(self, x: Tensor) -> Tensor:
         raise NotImplementedError
 
+    def _count(self, steps: int) -> int:
+        """Where the next so many steps start."""
+        if torch.compiler.is_compiling():
+            # Else an integer of a module is a constant, and every step would be compiled anew.
+            with torch._dynamo.patch_dynamo_config(allow_unspec_int_on_nn_module=True):
+                self._made += steps
+        else:
+            self._made += steps
+        return self._made - steps
+
     def loss(
         self,
         x: Tensor,
@@ -84,7 +94,7 @@ class _Machine(nn.Module):
             optimizer: one over this model's parameters.
             checkpoint_path: a safetensors file, written whole after each epoch: parameters, optimizer, chains. An
                 interrupted fit leaves that of the last whole epoch, and the same call goes on from it, to the same
-                end, given a key.
+                end, given a key; without one, it goes on with the key that was drawn.
             progress: show a bar, where rich is installed and the output is a terminal.
             key: int64 [2]; drawn from torch's generator where it is left out. Epoch e draws its order from
                 fold_in(key, 2^16 + 2 + e).
@@ -96,7 +106,8 @@ class _Machine(nn.Module):
 
         Raises:
             TypeError, ValueError: data as for the loss; a number out of range.
-            variate.checkpoint.CheckpointError: the file is damaged, or another model's.
+            variate.checkpoint.CheckpointError: the file is damaged, or of another model or run: other settings, another
+                key, batch_size, lr, momentum or weight_decay.
         """
         check_count("epochs", epochs, least=0)
         check_count("batch_size", batch_size, least=1)
@@ -108,13 +119,16 @@ class _Machine(nn.Module):
             raise ValueError("data: expected at least one row")
         parameters = dict(self.named_parameters())
         device = next(iter(parameters.values())).device
+        run: dict[str, Any] = {"batch_size": batch_size}
         if optimizer is None:
+            run |= {"lr": lr, "momentum": momentum, "weight_decay": weight_decay}
             decayed = [p for p in parameters.values() if p.dim() > 1]
             plain = [p for p in parameters.values() if p.dim() < 2]
             groups: list[dict[str, Any]] = [{"params": decayed, "weight_decay": weight_decay}, {"params": plain}]
             optimizer = torch.optim.SGD(groups, lr=lr, momentum=momentum)
+        drawn = key is None
         key = _key.resolve(key, generator, 0, rows[0]).to(device)
-        first, key = self._resume(checkpoint_path, optimizer, key)
+        first, key = self._resume(checkpoint_path, optimizer, key, drawn, run)
         history: list[dict[str, float]] = []
         batches = math.ceil(len(rows) / batch_size)
         with progress_bar(max(0, epochs - first) * batches, "fit", progress) as advance:
@@ -130,40 +144,54 @@ class _Machine(nn.Module):
                 with torch.no_grad():
                     error = (self.reconstruct(batch) - self._shown(batch)).square().mean()
                 history.append({"epoch": epoch + 1, "reconstruction": float(error)})
-                self._save(checkpoint_path, optimizer, key, epoch + 1)
+                self._save(checkpoint_path, optimizer, key, epoch + 1, run)
         return history
 
     def _shown(self, rows: Tensor) -> Tensor:
         return rows
 
     def _save(
-        self, path: str | os.PathLike[str] | None, optimizer: torch.optim.Optimizer, key: Tensor, epochs: int
+        self,
+        path: str | os.PathLike[str] | None,
+        optimizer: torch.optim.Optimizer,
+        key: Tensor,
+        epochs: int,
+        run: dict[str, Any],
     ) -> None:
         if path is None:
             return
         tensors = checkpoint.pack(self, optimizer) | {"key": key}
         if self._chains is not None:
             tensors["chains"] = self._chains
-        checkpoint.save(path, tensors, {"settings": self._settings(), "epochs": epochs, "made": self._made})
+        metadata = {"settings": self._settings(), "run": run, "epochs": epochs, "made": self._made}
+        checkpoint.save(path, tensors, metadata)
 
     def _resume(
-        self, path: str | os.PathLike[str] | None, optimizer: torch.optim.Optimizer, key: Tensor
+        self,
+        path: str | os.PathLike[str] | None,
+        optimizer: torch.optim.Optimizer,
+        key: Tensor,
+        drawn: bool,
+        run: dict[str, Any],
     ) -> tuple[int, Tensor]:
         """How many epochs are done, and the key they were done with."""
         if path is None or not Path(path).exists():
             return 0, key
         tensors, metadata = checkpoint.load(path)
-        if metadata.get("settings") != self._settings():
+        if changes := checkpoint.changes(metadata.get("settings", {}), self._settings()):
+            raise checkpoint.CheckpointError(f"{path} is of another model ({changes}): name another file")
+        chains, saved = tensors.pop("chains", None), tensors.pop("key").to(key.device)
+        was = metadata.get("run", {})
+        if not drawn:
+            was, run = was | {"key": saved.tolist()}, run | {"key": key.tolist()}
+        if changes := checkpoint.changes(was, run):
             raise checkpoint.CheckpointError(
-                f"{path} is of another model: its settings are {metadata.get('settings')}, here {self._settings()}; "
-                "name another file to start anew"
+                f"{path} is of another run ({changes}): use the same settings, or another file"
             )
-        chains = tensors.pop("chains", None)
-        key = tensors.pop("key").to(key.device)
         checkpoint.unpack(tensors, self, optimizer, path)
         self._chains = None if chains is None else chains.to(key.device)
         self._made = metadata["made"]
-        return metadata["epochs"], key
+        return metadata["epochs"], saved
 
     def _apply(self, fn: Any, recurse: bool = True) -> _Machine:
         super()._apply(fn, recurse)
@@ -197,9 +225,6 @@ class RBM(_Machine):
 
     Wherever noise is drawn, ``key`` fixes it and ``generator`` seeds it. The chains count their steps, so one key
     serves a whole run.
-
-    Under torch.compile the chains move outside of the graph, so it takes no ``fullgraph=True``; nothing is compiled
-    again from step to step. ``functional.rbm_cd_gradient`` compiles whole.
 
     Raises:
         TypeError: ``x`` is not such a tensor; a setting has the wrong type.
@@ -330,35 +355,41 @@ class RBM(_Machine):
             of_weight, of_visible, of_hidden = boltzmann.phase_difference(*phases, self.weight, self.hidden_bias)
         return [of_weight, of_visible, of_hidden]
 
-    @torch.compiler.disable  # it counts steps, and torch.compile takes a module's integers for constants
     @torch.no_grad()
     def _negative(
         self, rows: Tensor, key: Tensor | None, generator: torch.Generator | None, first_sample: int
     ) -> Tensor:
         """The visible states of the negative phase, after moving the chains on."""
-        noise: dict[str, Any] = {"generator": generator, "first_sample": first_sample}
+        kind, machine, first = self.visible_kind, self._parameters_(), self._count(self.steps)
         own = None if key is None else random.fold_in(key, boltzmann.START)
-        kind = self.visible_kind
-        machine = self._parameters_()
-        options: dict[str, Any] = {"visible_kind": kind, "key": key, "first_step": self._made, **noise}
+        noise: dict[str, Any] = {"generator": generator, "first_sample": first_sample}
+        options: dict[str, Any] = {"visible_kind": kind, "key": key, "first_step": first, **noise}
         if self.method == "cd":
-            own = None if own is None else random.fold_in(own, self._made)
+            own = None if own is None else random.fold_in(own, first)
             start = boltzmann.start_of(rows, kind, own, generator, first_sample)
-            self._made += self.steps
             return rbm_gibbs(start, *machine, steps=self.steps, **options)[0]
         if self._chains is None:
-            tempered = len(self.betas) if self.method == "pt" else 1
-            bias = self.visible_bias.detach()
-            start = boltzmann.independent(bias, self.chains * tempered, kind, self._ways, key=own, **noise)
-            self._chains = start.unflatten(0, (tempered, self.chains)) if self.method == "pt" else start
+            self._chains = self._first_chains(own, generator, first_sample)
         if self.method == "pcd":
             self._chains = rbm_gibbs(self._chains, *machine, steps=self.steps, **options)[0]
-            self._made += self.steps
             return self._chains
         found = functional.parallel_tempering(self._chains, *machine, betas=self.betas, rounds=self.steps, **options)
         self._chains = found.visible
-        self._made += self.steps
         return found.visible[-1]
+
+    def _first_chains(self, key: Tensor | None, generator: torch.Generator | None, first_sample: int) -> Tensor:
+        """Independent units, [chains, V]; of "pt" [temperatures, chains, V], drawn chain by chain, as tempering is."""
+        tempered = len(self.betas) if self.method == "pt" else 1
+        start = boltzmann.independent(
+            self.visible_bias.detach(),
+            self.chains * tempered,
+            self.visible_kind,
+            self._ways,
+            key=key,
+            generator=generator,
+            first_sample=first_sample * tempered,
+        )
+        return start.unflatten(0, (self.chains, tempered)).transpose(0, 1) if self.method == "pt" else start
 
     def _parameters_(self) -> tuple[Tensor, Tensor, Tensor]:
         return self.weight, self.visible_bias, self.hidden_bias
@@ -517,7 +548,6 @@ class DBM(_Machine):
     def _means(self, rows: Tensor) -> list[Tensor]:
         return [rows.to(self.weights[0].dtype), *self.transform(rows)]
 
-    @torch.compiler.disable  # it counts steps, and torch.compile takes a module's integers for constants
     @torch.no_grad()
     def _negative(self, key: Tensor | None, generator: torch.Generator | None, first_sample: int) -> list[Tensor]:
         noise: dict[str, Any] = {"key": key, "generator": generator, "first_sample": first_sample}
@@ -525,9 +555,9 @@ class DBM(_Machine):
         if self._chains is None:
             self._chains = torch.zeros(self.chains, sum(sizes), dtype=torch.uint8, device=self.biases[0].device)
         layers = functional.dbm_gibbs(
-            self._chains.split(sizes, -1), *self._lists(), steps=self.steps, first_step=self._made, **noise
+            self._chains.split(sizes, -1), *self._lists(), steps=self.steps, first_step=self._count(self.steps), **noise
         )
-        self._chains, self._made = torch.cat(layers, -1), self._made + self.steps
+        self._chains = torch.cat(layers, -1)
         return [layer.to(self.weights[0].dtype) for layer in layers]
 
     def _energy(self, layers: Sequence[Tensor]) -> Tensor:
