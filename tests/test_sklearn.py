@@ -7,15 +7,18 @@ import pickle
 
 import numpy as np
 import pytest
+import torch
 
 sklearn = pytest.importorskip("sklearn")
 
 from sklearn.base import clone  # noqa: E402
 from sklearn.neural_network import BernoulliRBM as Stock  # noqa: E402
 from sklearn.neural_network.tests import test_rbm as suite  # noqa: E402
+from sklearn.utils import gen_even_slices  # noqa: E402
 from sklearn.utils.estimator_checks import parametrize_with_checks  # noqa: E402
 
-from variate.sklearn import BernoulliRBM  # noqa: E402
+import variate  # noqa: E402
+from variate.sklearn import BernoulliRBM, _key_of  # noqa: E402
 
 
 @pytest.fixture(autouse=True)
@@ -76,6 +79,37 @@ def test_the_same_mean_as_the_stock_one() -> None:
     models[0].intercept_visible_[...] = models[1].intercept_visible_
     for method in ("transform", "score_samples"):
         np.testing.assert_allclose(*(getattr(model, method)(X[:50]) for model in models), rtol=1e-10)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_a_fit_is_the_rule_batch_by_batch(dtype) -> None:
+    """Stochastic maximum likelihood in float64 by the same draws, with batches of 8 and of 7 rows."""
+    X = suite.Xdigits[:75].astype(dtype)
+    X.flags.writeable = False
+    model = BernoulliRBM(n_components=19, batch_size=8, learning_rate=0.2, n_iter=2, random_state=4)
+    rng = np.random.RandomState(4)
+    weight = torch.from_numpy(rng.normal(0, 0.01, (19, 64))).T
+    visible_bias, hidden_bias, chains = torch.zeros(64).double(), torch.zeros(19).double(), torch.zeros(8, 19).double()
+    for _ in range(2):
+        keys = iter(variate.random.split(_key_of(rng), 20))
+        for rows in gen_even_slices(80, 10, n_samples=75):
+            data = torch.tensor(X[rows]).double()
+            field = chains @ weight.T + visible_bias
+            negative = variate.reference.relaxed.bernoulli_straight_through(field.float(), key=next(keys)).double()
+            positive, field = torch.sigmoid(data @ weight + hidden_bias), negative @ weight + hidden_bias
+            chains = variate.reference.relaxed.bernoulli_straight_through(field.float(), key=next(keys)).double()
+            rate, means = 0.2 / len(data), torch.sigmoid(field)
+            weight = weight + rate * (data.T @ positive - negative.T @ means)
+            hidden_bias = hidden_bias + rate * (positive.sum(0) - means.sum(0))
+            visible_bias = visible_bias + rate * (data.sum(0) - negative.sum(0))
+    for backend in ("auto", "reference"):
+        with variate.use_backend(backend):
+            model.fit(X)
+        assert np.array_equal(model.h_samples_, chains.numpy())
+        # Twenty updates in float32, each of 16 rows' sums below 20.
+        np.testing.assert_allclose(model.components_, weight.T.numpy(), atol=2e-5)
+        np.testing.assert_allclose(model.intercept_hidden_, hidden_bias.numpy(), atol=2e-5)
+        np.testing.assert_allclose(model.intercept_visible_, visible_bias.numpy(), atol=2e-5)
 
 
 def test_a_seed_is_a_result_and_a_fit_a_pickle() -> None:

@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from . import random
+from . import random, reference
 from ._optional import MissingExtra
-from .functional import bernoulli_straight_through
+from .functional import _backend
 
 try:
     import scipy.sparse as sparse
@@ -92,56 +92,85 @@ class BernoulliRBM(_BernoulliRBM):  # type: ignore[misc]
 
 
 class _Training:
-    """The machine in float32, as a batch after the other changes it: the hidden biases are the last row of its weights,
-    the visible ones the last column, of units that are always 1. So a batch is three products and two draws."""
+    """The machine in float32, as a batch after the other changes it: the hidden biases are a last row of its weights,
+    the visible ones a last column, of units that are always 1. So a batch is three products and two draws. Units that
+    are always 0 fill rows and columns to whole cache lines."""
 
     def __init__(self, model: BernoulliRBM) -> None:
         self.components, self.features = model.components_.shape
-        machine = np.zeros((self.features + 1, self.components + 1), dtype=np.float32)
-        machine[:-1, :-1] = model.components_.T
-        machine[-1, :-1], machine[:-1, -1] = model.intercept_hidden_, model.intercept_visible_
-        self.machine = torch.from_numpy(machine)
-        self.chains = torch.ones(len(model.h_samples_), self.components + 1)
-        self.chains[:, :-1] = _single(model.h_samples_)
-        self.visible = torch.empty(len(self.chains), self.features + 1)
+        chains, visible, hidden = len(model.h_samples_), _lines(self.features + 1), _lines(self.components + 1)
+        self.machine = torch.zeros(visible, hidden)
+        weight, hidden_bias, visible_bias = self.parameters()
+        weight.copy_(_single(model.components_.T))
+        hidden_bias.copy_(_single(model.intercept_hidden_))
+        visible_bias.copy_(_single(model.intercept_visible_))
+        self.machine_t = self.machine.t()
+        self.chains = torch.zeros(chains, hidden)
+        self.chains[:, self.components] = 1
+        self.samples = self.chains[:, : self.components]
+        self.samples.copy_(_single(model.h_samples_))
+        self.visible = torch.empty(chains, visible)
+        self.visible_field = self.visible[:, : self.features]
         self.rate = float(model.learning_rate)
-        self.phases: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
+        self.phases: dict[int, tuple[Tensor, ...]] = {}
+        self.draw = _backend.select("bernoulli_straight_through", self.machine) or _reference_draw
 
-    def phases_of(self, rows: int) -> tuple[Tensor, Tensor, Tensor]:
-        """For batches of so many rows: room for the visible and the hidden units of both phases, and what each row
-        counts."""
+    def parameters(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Where weight [features, components], hidden biases and visible ones are in the machine."""
+        components, features = self.components, self.features
+        return (
+            self.machine[:features, :components],
+            self.machine[features, :components],
+            self.machine[:features, components],
+        )
+
+    def phases_of(self, rows: int) -> tuple[Tensor, ...]:
+        """For batches of so many rows: the visible and the hidden units of both phases, what each row counts, and what
+        the units that are always 1 and 0 count; then parts of these, as making a view at each batch costs time."""
         if rows not in self.phases:
-            states = torch.ones(rows + len(self.chains), self.features + 1)
+            states = torch.zeros(rows + len(self.chains), len(self.machine))
+            states[:, self.features] = 1
+            hidden = torch.empty(len(states), self.machine.shape[1])
             share = torch.full((len(states), 1), self.rate / rows)
             share[rows:] *= -1
-            self.phases[rows] = states, torch.empty(len(states), self.components + 1), share
+            fixed = torch.zeros_like(hidden[:, self.components :])
+            fixed[:, :1] = share
+            visible = states[:, : self.features]
+            parts = visible[:rows], visible[rows:], hidden[rows:, : self.components], hidden[:, self.components :]
+            self.phases[rows] = (states, hidden, share, fixed, states.t(), *parts)
         return self.phases[rows]
 
-    @torch.no_grad()
     def step(self, data: Tensor, visible_key: Tensor, hidden_key: Tensor) -> None:
-        rows = len(data)
-        states, hidden, share = self.phases_of(rows)
-        states[:rows, :-1] = data
-        torch.mm(self.chains, self.machine.t(), out=self.visible)
-        states[rows:, :-1] = bernoulli_straight_through(self.visible[:, :-1], key=visible_key)
+        states, hidden, share, fixed, states_t, positive, negative, field, rest = self.phases_of(len(data))
+        positive.copy_(data)
+        torch.mm(self.chains, self.machine_t, out=self.visible)
+        negative.copy_(self.draw(self.visible_field, visible_key, 0))
         torch.mm(states, self.machine, out=hidden)
-        self.chains[:, :-1] = bernoulli_straight_through(hidden[rows:, :-1], key=hidden_key)
-        hidden.sigmoid_()
-        hidden[:, -1] = 1
-        hidden *= share
-        self.machine.addmm_(states.t(), hidden)
+        self.samples.copy_(self.draw(field, hidden_key, 0))
+        hidden.sigmoid_().mul_(share)
+        rest.copy_(fixed)
+        self.machine.addmm_(states_t, hidden)
 
     def write(self, model: BernoulliRBM) -> None:
         """The attributes, each in the dtype it has."""
-        machine = self.machine.numpy()
-        model.components_[...] = machine[:-1, :-1].T
-        model.intercept_hidden_[...], model.intercept_visible_[...] = machine[-1, :-1], machine[:-1, -1]
-        model.h_samples_ = self.chains[:, :-1].numpy().astype(model.h_samples_.dtype)
+        weight, hidden_bias, visible_bias = (part.numpy() for part in self.parameters())
+        model.components_[...] = weight.T
+        model.intercept_hidden_[...], model.intercept_visible_[...] = hidden_bias, visible_bias
+        model.h_samples_ = self.samples.numpy().astype(model.h_samples_.dtype)
+
+
+def _lines(units: int) -> int:
+    """`units` rounded up to whole cache lines of float32."""
+    return -(-units // 16) * 16
+
+
+def _reference_draw(logits: Tensor, key: Tensor, first_sample: int) -> Tensor:
+    return reference.relaxed.bernoulli_straight_through(logits, key=key, first_sample=first_sample)
 
 
 def _single(array: Any) -> Tensor:
-    """A float32 copy."""
-    return torch.from_numpy(np.array(array, dtype=np.float32))
+    """As float32, in place where it is that and torch takes it."""
+    return torch.from_numpy(np.require(array, np.float32, ("C", "A", "W")))
 
 
 def _dense(batch: Any) -> Tensor:
