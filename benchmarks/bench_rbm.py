@@ -1,8 +1,10 @@
-"""Gibbs steps of restricted Boltzmann machines: `variate.functional.rbm_gibbs` against eager loops."""
+"""Restricted Boltzmann machines against eager loops: Gibbs steps, and steps of training on real digits."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -11,16 +13,20 @@ from torch import Tensor
 
 import variate
 from variate import functional as ours
+from variate.cli.stock import stock_cd_gradient
+from variate.data import mnist
 from variate.reference import rbm as reference
 
 from .harness import KEY, Case, Compiled, Job, Target, jobs
 
 CHECKED = 24  # chains of a case that are compared with the reference
-# What each instruction set promises of the large machine.
+# What each instruction set promises of the large machine, and of a step of training.
 PROMISES: dict[str, dict[str, float]] = {
     "amx": {"eager": 7, "expert": 5, "expert, medium precision": 2.2, "compile": 6},
     "avx512": {"eager": 3, "expert": 2},
 }
+TRAINING: dict[str, dict[str, float]] = {"amx": {"eager": 4}}
+BATCH, STEPS, LEARNING_RATE = 128, 10, 0.05  # of training: rows and chains, Gibbs steps
 
 
 def machine(chains: int, visible: int, hidden: int) -> Callable[[torch.device], Sequence[Tensor]]:
@@ -122,6 +128,106 @@ def case(chains: int, visible: int, hidden: int, steps: int, promises: dict[str,
     )
 
 
+trained = machine(BATCH, 784, 500)
+
+
+def fused_gradient(x: Tensor, *machine: Tensor) -> Sequence[Tensor]:
+    *parameters, chains = machine
+    return ours.rbm_cd_gradient(x, *parameters, steps=STEPS, persistent=chains)
+
+
+def eager_gradient(x: Tensor, *machine: Tensor) -> Sequence[Tensor]:
+    """As people write it."""
+    return stock_cd_gradient(x, *machine, STEPS)
+
+
+def expert_gradient(
+    x: Tensor, weight: Tensor, visible_bias: Tensor, hidden_bias: Tensor, chains: Tensor
+) -> Sequence[Tensor]:
+    """Biases in the products, uniforms in place of torch.bernoulli, and what can be done in place."""
+    chains, _ = expert(STEPS)(chains, weight, visible_bias, hidden_bias)
+    positive = torch.addmm(hidden_bias, x, weight).sigmoid_()
+    negative = torch.addmm(hidden_bias, chains, weight).sigmoid_()
+    of_weight = torch.mm(chains.t(), negative).addmm_(x.t(), positive, alpha=-1).div_(len(x))
+    return of_weight, chains.mean(0).sub_(x.mean(0)), negative.mean(0).sub_(positive.mean(0)), chains
+
+
+def training(gradient: Callable[..., Sequence[Tensor]], batches: Sequence[Tensor]) -> Iterator[None]:
+    """784-500 from its first weights on, a step of SGD for each batch."""
+    states, *machine = trained(batches[0].device)
+    chains = states.to(machine[0].dtype)
+    for x in itertools.cycle(batches):
+        *gradients, chains = gradient(x, *machine, chains)
+        for parameter, slope in zip(machine, gradients, strict=True):
+            parameter.add_(slope, alpha=-LEARNING_RATE)
+        yield
+
+
+class Step:
+    """A step of training; the machine is made at the first one."""
+
+    def __init__(self, gradient: Callable[..., Sequence[Tensor]]) -> None:
+        self.gradient = gradient
+        self.steps: Iterator[None] | None = None
+
+    def __call__(self, batches: Sequence[Tensor]) -> None:
+        if self.steps is None:
+            self.steps = training(self.gradient, batches)
+        next(self.steps)
+
+
+@dataclass(frozen=True)
+class CompiledStep(Compiled):
+    """A step whose gradient is under torch.compile."""
+
+    def build(self) -> Step:
+        return Step(torch.compile(self.fn, options=dict(self.options) or None))
+
+
+def digits(device: torch.device) -> Sequence[Any]:
+    """Sixty-two batches of digits, pixels rounded to 0 or 1."""
+    images = mnist("train").images.reshape(-1, 784)
+    batches = (images >= 128).float().to(device).split(BATCH)
+    return ([batch for batch in batches if len(batch) == BATCH],)
+
+
+def check_gradient(args: Sequence[Any], leaves: Sequence[int]) -> None:
+    """The chains are the reference's, bit for bit, and the gradients its up to rounding."""
+    x = args[0][0]
+    states, *parameters = trained(x.device)
+    named = {"steps": STEPS, "persistent": states, "key": torch.tensor(KEY, dtype=torch.int64, device=x.device)}
+    found = ours.rbm_cd_gradient(x, *parameters, **named)
+    expected = reference.rbm_cd_gradient(x, *parameters, **named)
+    wrong = int((found[3] != expected[3]).sum())
+    assert wrong == 0, f"chains: {wrong} states differ from the reference"
+    for name, one, other in zip(("weight", "visible_bias", "hidden_bias"), found, expected, strict=False):
+        error = (one - other).abs().max().item()
+        # Differences of means of 128 numbers up to 1: float32 roundings of each.
+        assert error <= 1e-5, f"gradient of {name}: differs from the reference by {error:.3g}"
+
+
+TRAINING_STEP = Case(
+    family="rbm",
+    op=f"PCD-{STEPS} training step",
+    shape=(BATCH, 784, 500),
+    setup=digits,
+    competitors={
+        "ours": Step(fused_gradient),
+        "eager": Step(eager_gradient),
+        "expert": Step(expert_gradient),
+        "compile": CompiledStep(eager_gradient),
+    },
+    check=check_gradient,
+    modes=("step",),
+    targets=tuple(
+        Target(rival, least, "step")
+        for rival, least in TRAINING.get(variate.build_info()["cpu_capability"], {}).items()
+    ),
+    variant="bernoulli",
+    threaded=True,
+)
+
+
 def promised(*rivals: str) -> dict[str, float]:
     of_set = PROMISES.get(variate.build_info()["cpu_capability"], {})
     return {rival: least for rival, least in of_set.items() if not rivals or rival in rivals}
@@ -132,6 +238,7 @@ CASES = [
     case(512, 784, 500, 10, promised("eager")),
     *(case(chains, 784, 500, 1, {}, sweep=True) for chains in (1, 16, 128, 2048)),
     *(case(512, units, units, 10, {}, sweep=True) for units in (32, 256)),
+    TRAINING_STEP,
 ]
 
 

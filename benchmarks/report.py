@@ -161,7 +161,8 @@ def details(rows: Sequence[Row], family: str) -> Table:
     lines = []
     for row in rows:
         ours = row["memory"]["ours"]
-        theirs = [peak for name, peak in row["memory"].items() if name not in ("ours", "one thread")]
+        # torch sees nothing of what another library holds: 0 is no measurement.
+        theirs = [peak for name, peak in row["memory"].items() if peak and name not in ("ours", "one thread")]
         lines.append(
             (
                 row["op"],

@@ -46,9 +46,8 @@ def fake_case(ours=torch.exp, twin=torch.exp, **options):
         },
         check=suite.harness.matches_twin(ours, twin, keyed=False),
         leaves=(0,),
-        modes=("forward", "backward", "both"),
         targets=(suite.harness.Target("eager", 1e-6, "both"), suite.harness.Target("eager", 1e6, "forward")),
-        **options,
+        **{"modes": ("forward", "backward", "both"), **options},
     )
 
 
@@ -210,6 +209,17 @@ def test_the_table_shows_promises_met_and_missed(tmp_path):
     assert verdicts == {("fwd+bwd", "eager", "1e-06x"): "yes", ("fwd", "eager", "1e+06x"): "no"}
     text = suite.report.markdown(table)
     assert len({line.count("|") for line in text.splitlines()}) == 1
+
+
+def test_memory_that_torch_does_not_see_is_not_shown():
+    (row,) = (suite.harness.measure(job, QUICK)[0] for job in suite.harness.jobs([fake_case(modes=("forward",))]))
+    assert row["memory"].keys() == {"ours", "eager"}
+
+    def shown(**memory):
+        return suite.report.details([row | {"memory": memory}], "fake").rows[0][-1]
+
+    assert shown(ours=2048, eager=1024, other=0) == "2 KiB / 1 KiB"
+    assert shown(ours=2048, other=0) == "2 KiB"
 
 
 def test_samplers_show_rates_and_what_they_are_worth(tmp_path):
