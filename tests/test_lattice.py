@@ -613,6 +613,21 @@ def test_opcheck() -> None:
         torch.library.opcheck(op.default, arguments)
 
 
+@pytest.mark.parametrize("kind", ["ising", "potts"])
+def test_a_compiled_model_counts_its_sweeps(kind, fresh_dynamo) -> None:
+    models = [
+        Ising((4, 6), 3, beta=0.4, key=KEY) if kind == "ising" else Potts((4, 6), 3, 3, beta=0.4, key=KEY)
+        for _ in range(2)
+    ]
+    counter = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(models[0], backend=counter, fullgraph=True)
+    for step in range(12):
+        assert torch.equal(compiled(2), models[1](2))
+        if step == 2:
+            count = counter.frame_count
+    assert counter.frame_count == count and models[0].steps == models[1].steps == 24
+
+
 def test_annealing_does_not_recompile(fresh_dynamo) -> None:
     counter = CompileCounterWithBackend("aot_eager")
     spins, states = spins_of((3, 4, 6)), states_of((3, 4, 6), 3)

@@ -1,4 +1,5 @@
-"""What people anneal from step to step, as 0-d tensors at one address."""
+"""What changes from step to step, and compiles but once: what people anneal, as 0-d tensors at one address, and counts
+of steps."""
 
 from __future__ import annotations
 
@@ -7,7 +8,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-__all__ = ["like", "new_setting", "set_to"]
+__all__ = ["count_on", "like", "new_setting", "set_to"]
 
 
 def like(module: nn.Module) -> Tensor:
@@ -20,6 +21,17 @@ def new_setting(module: nn.Module) -> Tensor:
     compile everything twice."""
     device = like(module).device
     return torch.zeros((), dtype=torch.float32, device="cpu" if device.type == "meta" else device)
+
+
+def count_on(module: nn.Module, name: str, steps: int) -> int:
+    """Add `steps` to the module's count of that name; what it was before."""
+    if torch.compiler.is_compiling():
+        # Else an integer of a module is a constant, and every step would be compiled anew.
+        with torch._dynamo.patch_dynamo_config(allow_unspec_int_on_nn_module=True):
+            setattr(module, name, getattr(module, name) + steps)
+    else:
+        setattr(module, name, getattr(module, name) + steps)
+    return getattr(module, name) - steps
 
 
 def set_to(name: str, setting: Tensor, value: float | Tensor) -> None:

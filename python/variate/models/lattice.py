@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from .. import functional, random, reference
 from ..functional import IsingMeasurement, IsingObservables, _key
 from ..functional._checks import count as check_count
+from ._settings import count_on
 
 __all__ = ["Ising", "Potts", "PottsMeasurement", "PottsObservables"]
 
@@ -135,8 +136,7 @@ class _Lattice(nn.Module):
 
     def _noise(self, sweeps: int) -> dict[str, Any]:
         """What the next sweeps draw from."""
-        first = self.steps
-        self.steps += sweeps
+        first = count_on(self, "steps", sweeps)
         return {"key": self.key, "first_step": first, "sweeps": sweeps, "boundary": self.boundary}
 
     def get_extra_state(self) -> dict[str, int]:

@@ -17,6 +17,7 @@ from ..functional import LogPartition, _key, boltzmann, rbm_gibbs, tempering
 from ..functional._checks import count as check_count
 from ..reference.rbm import VISIBLE_KINDS
 from ._base import progress_bar
+from ._settings import count_on
 
 __all__ = ["DBM", "RBM"]
 
@@ -43,16 +44,6 @@ class _Machine(nn.Module):
 
     def reconstruct(self, x: Tensor) -> Tensor:
         raise NotImplementedError
-
-    def _count(self, steps: int) -> int:
-        """Where the next so many steps start."""
-        if torch.compiler.is_compiling():
-            # Else an integer of a module is a constant, and every step would be compiled anew.
-            with torch._dynamo.patch_dynamo_config(allow_unspec_int_on_nn_module=True):
-                self._made += steps
-        else:
-            self._made += steps
-        return self._made - steps
 
     def loss(
         self,
@@ -360,7 +351,8 @@ class RBM(_Machine):
         self, rows: Tensor, key: Tensor | None, generator: torch.Generator | None, first_sample: int
     ) -> Tensor:
         """The visible states of the negative phase, after moving the chains on."""
-        kind, machine, first = self.visible_kind, self._parameters_(), self._count(self.steps)
+        first = count_on(self, "_made", self.steps)
+        kind, machine = self.visible_kind, self._parameters_()
         own = None if key is None else random.fold_in(key, boltzmann.START)
         noise: dict[str, Any] = {"generator": generator, "first_sample": first_sample}
         options: dict[str, Any] = {"visible_kind": kind, "key": key, "first_step": first, **noise}
@@ -551,11 +543,12 @@ class DBM(_Machine):
     @torch.no_grad()
     def _negative(self, key: Tensor | None, generator: torch.Generator | None, first_sample: int) -> list[Tensor]:
         noise: dict[str, Any] = {"key": key, "generator": generator, "first_sample": first_sample}
+        first = count_on(self, "_made", self.steps)
         sizes = [len(b) for b in self.biases]
         if self._chains is None:
             self._chains = torch.zeros(self.chains, sum(sizes), dtype=torch.uint8, device=self.biases[0].device)
         layers = functional.dbm_gibbs(
-            self._chains.split(sizes, -1), *self._lists(), steps=self.steps, first_step=self._count(self.steps), **noise
+            self._chains.split(sizes, -1), *self._lists(), steps=self.steps, first_step=first, **noise
         )
         self._chains = torch.cat(layers, -1)
         return [layer.to(self.weights[0].dtype) for layer in layers]
