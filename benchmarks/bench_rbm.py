@@ -1,14 +1,17 @@
-"""Restricted Boltzmann machines against eager loops: Gibbs steps, and steps of training on real digits."""
+"""Restricted Boltzmann machines against eager loops: Gibbs steps, steps of training on real digits, ladders of
+temperatures."""
 
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 import variate
@@ -27,6 +30,8 @@ PROMISES: dict[str, dict[str, float]] = {
 }
 TRAINING: dict[str, dict[str, float]] = {"amx": {"eager": 4}}
 BATCH, STEPS, LEARNING_RATE = 128, 10, 0.05  # of training: rows and chains, Gibbs steps
+LADDER = 100  # steps of annealing
+BETAS = tuple(k / 10 for k in range(1, 11))  # of tempering
 
 
 def machine(chains: int, visible: int, hidden: int) -> Callable[[torch.device], Sequence[Tensor]]:
@@ -228,6 +233,105 @@ TRAINING_STEP = Case(
 )
 
 
+def annealed(x: Tensor, *machine: Tensor) -> Tensor:
+    return ours.ais_log_partition(*machine, betas=LADDER, chains=len(x)).log_z
+
+
+def expert_annealed(states: Tensor, weight: Tensor, visible_bias: Tensor, hidden_bias: Tensor) -> Tensor:
+    """Each field from one product, for the weight and for the next states, as rbm_gibbs's expert makes them."""
+    betas = torch.linspace(0, 1, LADDER + 1).tolist()
+    v = (torch.rand(states.shape, device=states.device) < 0.5).to(weight.dtype)
+    log_weight = torch.zeros(len(v), dtype=torch.float64, device=v.device)
+    for before, beta in itertools.pairwise(betas):
+        field = torch.addmm(hidden_bias, v, weight)
+        change = F.softplus(beta * field).sub_(F.softplus(before * field)).sum(-1)
+        log_weight += change.add_(v @ visible_bias, alpha=beta - before)
+        h = (torch.rand_like(field) < field.mul_(beta).sigmoid_()).to(weight.dtype)
+        p = torch.addmm(visible_bias, h, weight.t()).mul_(beta).sigmoid_()
+        v = (torch.rand_like(p) < p).to(weight.dtype)
+    units = math.log(2) * (len(visible_bias) + len(hidden_bias))
+    return torch.logsumexp(log_weight, 0) - math.log(len(v)) + units
+
+
+def check_annealed(args: Sequence[Any], leaves: Sequence[int]) -> None:
+    """Weights against those of single Gibbs steps in the reference, whose chains are the same bits."""
+    states, *parameters = args
+    named = {"betas": LADDER, "chains": CHECKED, "key": torch.tensor(KEY, dtype=torch.int64, device=states.device)}
+    found = ours.ais_log_partition(*parameters, **named).log_weights
+    with variate.use_backend("reference"):
+        expected = ours.ais_log_partition(*parameters, **named).log_weights
+    error = (found - expected).abs().max().item()
+    # Of each of 100 steps, the roundings of 500 fields in float32, and of products of 784 numbers.
+    assert error <= 2e-3, f"log weights differ from the reference's by {error:.3g} nats"
+
+
+def tempered(states: Tensor, *machine: Tensor) -> Tensor:
+    return ours.parallel_tempering(states, *machine, betas=BETAS, rounds=STEPS).visible
+
+
+def expert_tempered(states: Tensor, weight: Tensor, visible_bias: Tensor, hidden_bias: Tensor) -> Tensor:
+    """All temperatures in one product, and swaps without a loop over pairs."""
+    count, chains, units = states.shape
+    beta = torch.tensor(BETAS, device=states.device)
+    every = beta.repeat_interleave(chains)[:, None]
+    v = states.reshape(-1, units).to(weight.dtype)
+    rows = torch.arange(count * chains, device=v.device).view(count, chains)
+    for round_ in range(STEPS):
+        p = torch.addmm(hidden_bias, v, weight).mul_(every).sigmoid_()
+        h = (torch.rand_like(p) < p).to(weight.dtype)
+        field = torch.addmm(visible_bias, h, weight.t())
+        p = (field * every).sigmoid_()
+        v = (torch.rand_like(p) < p).to(weight.dtype)
+        energy = (v * field).sum(-1).add_(h @ hidden_bias).neg_().view(count, chains)
+        ratio = (beta[1:] - beta[:-1])[:, None] * (energy[1:] - energy[:-1])
+        swap = (torch.rand_like(ratio).log_() < ratio).long()
+        swap[(round_ + 1) % 2 :: 2] = 0
+        order = rows.clone()
+        order[:-1] += chains * swap
+        order[1:] -= chains * swap
+        v = v[order.flatten()]
+    return v.view(states.shape)
+
+
+def check_tempered(args: Sequence[Any], leaves: Sequence[int]) -> None:
+    """The states of some chains are the reference's, bit for bit."""
+    states, *parameters = args
+    key = torch.tensor(KEY, dtype=torch.int64, device=states.device)
+    named = {"betas": BETAS, "rounds": 4, "key": key}
+    found = ours.parallel_tempering(states[:, :CHECKED], *parameters, **named).visible
+    with variate.use_backend("reference"):
+        expected = ours.parallel_tempering(states[:, :CHECKED], *parameters, **named).visible
+    wrong = int((found != expected).sum())
+    assert wrong == 0, f"visible: {wrong} states differ from the reference"
+
+
+def ladder(device: torch.device) -> Sequence[Tensor]:
+    states, *parameters = machine(len(BETAS) * 64, 784, 500)(device)
+    return (states.view(len(BETAS), 64, 784), *parameters)
+
+
+ALONG_A_LADDER = [
+    Case(
+        family="rbm",
+        op=f"ais_log_partition, {LADDER} steps",
+        shape=(BATCH, 784, 500),
+        setup=machine(BATCH, 784, 500),
+        competitors={"ours": annealed, "eager": expert_annealed},
+        check=check_annealed,
+        variant="bernoulli",
+    ),
+    Case(
+        family="rbm",
+        op=f"parallel_tempering, {STEPS} rounds",
+        shape=(len(BETAS), 64, 784, 500),
+        setup=ladder,
+        competitors={"ours": tempered, "eager": expert_tempered},
+        check=check_tempered,
+        variant="bernoulli",
+    ),
+]
+
+
 def promised(*rivals: str) -> dict[str, float]:
     of_set = PROMISES.get(variate.build_info()["cpu_capability"], {})
     return {rival: least for rival, least in of_set.items() if not rivals or rival in rivals}
@@ -239,6 +343,7 @@ CASES = [
     *(case(chains, 784, 500, 1, {}, sweep=True) for chains in (1, 16, 128, 2048)),
     *(case(512, units, units, 10, {}, sweep=True) for units in (32, 256)),
     TRAINING_STEP,
+    *ALONG_A_LADDER,
 ]
 
 
