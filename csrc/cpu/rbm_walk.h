@@ -19,6 +19,7 @@ namespace variate::cpu::VARIATE_ISA {
 namespace {
 
 constexpr int64_t rows_at_once = tile_elements / units;  // whose words one buffer holds
+
 struct Machine {
   const variate_rbm_gibbs_args& a;
   RbmPlan plan;
