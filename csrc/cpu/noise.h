@@ -42,16 +42,24 @@ struct Lanes {
   // The upper word of each lane, moved down; the upper word that stays is not read. A shuffle, not a shift: the one
   // runs beside the products, the other on their port.
   static Vector high(Vector a) { return _mm512_shuffle_epi32(a, _MM_PERM_DDBB); }
+  static Vector bit_xor(Vector a, Vector b) { return _mm512_xor_si512(a, b); }
   static Vector xor3(Vector a, Vector b, Vector c) { return _mm512_ternarylogic_epi64(a, b, c, 0x96); }
   static void wrap(Vector& block, Vector& row, Vector per_row, Vector one) {
     const __mmask8 over = _mm512_cmpge_epi64_mask(block, per_row);
     block = _mm512_mask_sub_epi64(block, over, block, per_row);
     row = _mm512_mask_add_epi64(row, over, row, one);
   }
+  // The lower words of `even` and of `odd` in turn, and the upper ones.
+  static Vector join_low(Vector even, Vector odd) {
+    return _mm512_mask_shuffle_epi32(even, 0xaaaa, odd, _MM_PERM_CCAA);
+  }
+  static Vector join_high(Vector even, Vector odd) {
+    return _mm512_mask_shuffle_epi32(odd, 0x5555, even, _MM_PERM_DDBB);
+  }
   // `out` is where a row of a tile starts: aligned to a block, no more.
   static void store(uint32_t* out, Vector w0, Vector w1, Vector w2, Vector w3) {
-    const Vector low = _mm512_mask_shuffle_epi32(w0, 0xaaaa, w1, _MM_PERM_CCAA);
-    const Vector upper = _mm512_mask_shuffle_epi32(w2, 0xaaaa, w3, _MM_PERM_CCAA);
+    const Vector low = join_low(w0, w1);
+    const Vector upper = join_low(w2, w3);
     _mm512_storeu_si512(out, _mm512_unpacklo_epi64(low, upper));
     _mm512_storeu_si512(out + 16, _mm512_unpackhi_epi64(low, upper));
   }
@@ -65,15 +73,18 @@ struct Lanes {
   static Vector add(Vector a, Vector b) { return _mm256_add_epi64(a, b); }
   static Vector mul(Vector a, Vector b) { return _mm256_mul_epu32(a, b); }
   static Vector high(Vector a) { return _mm256_shuffle_epi32(a, 0xf5); }
+  static Vector bit_xor(Vector a, Vector b) { return _mm256_xor_si256(a, b); }
   static Vector xor3(Vector a, Vector b, Vector c) { return _mm256_xor_si256(_mm256_xor_si256(a, b), c); }
   static void wrap(Vector& block, Vector& row, Vector per_row, Vector one) {
     const Vector under = _mm256_cmpgt_epi64(per_row, block);
     block = _mm256_sub_epi64(block, _mm256_andnot_si256(under, per_row));
     row = _mm256_add_epi64(row, _mm256_andnot_si256(under, one));
   }
+  static Vector join_low(Vector even, Vector odd) { return _mm256_blend_epi32(even, _mm256_slli_epi64(odd, 32), 0xaa); }
+  static Vector join_high(Vector even, Vector odd) { return _mm256_blend_epi32(high(even), odd, 0xaa); }
   static void store(uint32_t* out, Vector w0, Vector w1, Vector w2, Vector w3) {
-    const Vector low = _mm256_blend_epi32(w0, _mm256_slli_epi64(w1, 32), 0xaa);
-    const Vector upper = _mm256_blend_epi32(w2, _mm256_slli_epi64(w3, 32), 0xaa);
+    const Vector low = join_low(w0, w1);
+    const Vector upper = join_low(w2, w3);
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(out), _mm256_unpacklo_epi64(low, upper));
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(out + 8), _mm256_unpackhi_epi64(low, upper));
   }

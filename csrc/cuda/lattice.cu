@@ -181,7 +181,7 @@ __device__ __forceinline__ void decide(const Frame& frame, const Share& share, u
 template <class R>
 __device__ __forceinline__ void decide_undecided(const Frame& frame, const Share& share, uint32_t* words, int colour,
                                                  uint32_t step, Queue& queue, uint32_t item,
-                                                 const math::Draw (&draw)[R::u], bool end) {
+                                                 const math::Draw<uint32_t> (&draw)[R::u], bool end) {
   const uint32_t lane = threadIdx.x % 32;
   uint32_t left = 0;
 #pragma unroll
@@ -231,7 +231,7 @@ __device__ __forceinline__ void update(const Frame& frame, const Share& share, u
 
     uint32_t present[R::neighbours];
     math::Missing missing;
-    math::BitCount count[u];
+    math::BitCount<uint32_t> count[u];
     {
       const auto n = pulls<R>(frame, at, colour, chain + other_words, present, missing);
 #pragma unroll
@@ -252,7 +252,7 @@ __device__ __forceinline__ void update(const Frame& frame, const Share& share, u
       if (edge) x ^= (x ^ math::evaluate<R::neighbours>(bath[1].digit[digit], count[i])) & missing.edge;
       return x;
     };
-    math::Draw draw[u];
+    math::Draw<uint32_t> draw[u];
 #pragma unroll
     for (int half = 1; half >= 0; --half) {
       math::Words planes[u];

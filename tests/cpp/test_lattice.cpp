@@ -88,7 +88,7 @@ void check_neighbours(const Shape& shape) {
         std::uint32_t present[2 * dimensions], x_sum[2 * dimensions];
         const Missing missing = missing_neighbours<dimensions>(grid, at, i, present);
         for (int d = 0; d < 2 * dimensions; ++d) x_sum[d] = sums.of[d].w[i];
-        const BitCount count = count_bits(x_sum);
+        const auto count = count_bits(x_sum);
         const std::uint32_t valid = valid_sites(grid, at.parity, at.word + i);
         for (int bit = 0; bit < 32; ++bit) {
           const int x = 2 * (32 * static_cast<int>(at.word + i) + bit) + static_cast<int>(at.parity);
@@ -141,11 +141,11 @@ void check_draws(double beta, double coupling, double field, int missing) {
     std::uint32_t x[neighbours], planes[plane_count];
     for (int d = 0; d < neighbours; ++d) x[d] = d < neighbours - missing ? random_word() : 0;
     for (std::uint32_t& plane : planes) plane = random_word();
-    const BitCount count = count_bits(x);
+    const auto count = count_bits(x);
     if (round % 2) {  // the digits of the thresholds themselves: all undecided
       for (int p = 0; p < plane_count; ++p) planes[p] = evaluate<neighbours>(bath.digit[p], count);
     }
-    Draw draw;
+    Draw<std::uint32_t> draw;
     for (int p = plane_count - 1; p >= 0; --p) {
       compare_digit(draw, planes[p], evaluate<neighbours>(bath.digit[p], count));
     }

@@ -231,47 +231,54 @@ VARIATE_INLINE Missing missing_neighbours(const WordGrid& grid, const WordPlace&
   return {count, first | last};
 }
 
-VARIATE_INLINE std::uint32_t majority(std::uint32_t a, std::uint32_t b, std::uint32_t c) {
-  return (a & b) | (a & c) | (b & c);
+// Arithmetic on bits: of the 32 sites of a word, or of as many as a vector of words has, which `Word` may be too.
+
+template <class Word>
+VARIATE_INLINE Word majority(Word a, Word b, Word c) {
+  return (a & b) | (c & (a | b));
 }
 
 // Counts in binary, one for each bit, and the products of their digits.
+template <class Word>
 struct BitCount {
-  std::uint32_t ones, twos, fours;
-  std::uint32_t ones_twos, ones_fours, twos_fours;
+  Word ones, twos, fours;
+  Word ones_twos, ones_fours, twos_fours;
 };
 
-VARIATE_INLINE BitCount count_bits(const std::uint32_t (&x)[4]) {
-  const std::uint32_t sum = x[0] ^ x[1] ^ x[2];
-  const std::uint32_t carry = majority(x[0], x[1], x[2]);
-  const std::uint32_t ones = sum ^ x[3];
-  const std::uint32_t twos = carry ^ (sum & x[3]);
-  return {ones, twos, carry & sum & x[3], ones & twos, 0, 0};
+template <class Word>
+VARIATE_INLINE BitCount<Word> count_bits(const Word (&x)[4]) {
+  const Word sum = x[0] ^ x[1] ^ x[2];
+  const Word carry = majority(x[0], x[1], x[2]);
+  const Word ones = sum ^ x[3];
+  const Word twos = carry ^ (sum & x[3]);
+  return {ones, twos, carry & sum & x[3], ones & twos, Word{}, Word{}};
 }
 
-VARIATE_INLINE BitCount count_bits(const std::uint32_t (&x)[6]) {
-  const std::uint32_t sum_0 = x[0] ^ x[1] ^ x[2], carry_0 = majority(x[0], x[1], x[2]);
-  const std::uint32_t sum_1 = x[3] ^ x[4] ^ x[5], carry_1 = majority(x[3], x[4], x[5]);
-  const std::uint32_t carry = sum_0 & sum_1;
-  const std::uint32_t ones = sum_0 ^ sum_1, twos = carry_0 ^ carry_1 ^ carry, fours = majority(carry_0, carry_1, carry);
+template <class Word>
+VARIATE_INLINE BitCount<Word> count_bits(const Word (&x)[6]) {
+  const Word sum_0 = x[0] ^ x[1] ^ x[2], carry_0 = majority(x[0], x[1], x[2]);
+  const Word sum_1 = x[3] ^ x[4] ^ x[5], carry_1 = majority(x[3], x[4], x[5]);
+  const Word carry = sum_0 & sum_1;
+  const Word ones = sum_0 ^ sum_1, twos = carry_0 ^ carry_1 ^ carry, fours = majority(carry_0, carry_1, carry);
   return {ones, twos, fours, ones & twos, ones & fours, twos & fours};
 }
 
-VARIATE_INLINE std::uint32_t count_at(const BitCount& n, int bit) {
+VARIATE_INLINE std::uint32_t count_at(const BitCount<std::uint32_t>& n, int bit) {
   return (n.ones >> bit & 1) | (n.twos >> bit & 1) << 1 | (n.fours >> bit & 1) << 2;
 }
 
 // A digit of the thresholds as a polynomial over the digits of the count, modulo 2: coefficients are all ones or 0.
-struct alignas(16) DigitPolynomial {
-  std::uint32_t constant, ones, twos, fours;
-  std::uint32_t ones_twos, ones_fours, twos_fours;
-  std::uint32_t unused;
+template <class Word>
+struct alignas(16) alignas(Word) DigitPolynomial {
+  Word constant, ones, twos, fours;
+  Word ones_twos, ones_fours, twos_fours;
+  Word unused;
 };
 
-// Its coefficients from the digit of each count: the sum of the values of all counts whose digits its own contains.
-VARIATE_INLINE DigitPolynomial digit_polynomial(const std::uint64_t (&thresholds)[7], int place) {
-  std::uint32_t at[7];
-  for (int n = 0; n < 7; ++n) at[n] = thresholds[n] >> place & 1 ? ~0u : 0;
+// Its coefficients from the digit of each count, all ones or 0: the sum of the values of all counts whose digits its
+// own contains.
+template <class Word>
+VARIATE_INLINE DigitPolynomial<Word> digit_polynomial(const Word (&at)[7]) {
   return {at[0],
           at[0] ^ at[1],
           at[0] ^ at[2],
@@ -279,23 +286,21 @@ VARIATE_INLINE DigitPolynomial digit_polynomial(const std::uint64_t (&thresholds
           at[0] ^ at[1] ^ at[2] ^ at[3],
           at[0] ^ at[1] ^ at[4] ^ at[5],
           at[0] ^ at[2] ^ at[4] ^ at[6],
-          0};
+          Word{}};
 }
 
-template <int neighbours>
-VARIATE_INLINE std::uint32_t evaluate(const DigitPolynomial& p, const BitCount& n) {
-  std::uint32_t x =
-      p.constant ^ (p.ones & n.ones) ^ (p.twos & n.twos) ^ (p.fours & n.fours) ^ (p.ones_twos & n.ones_twos);
-  if (neighbours > 4) x ^= (p.ones_fours & n.ones_fours) ^ (p.twos_fours & n.twos_fours);
+template <int neighbours, class Word>
+VARIATE_INLINE Word evaluate(const DigitPolynomial<Word>& p, const BitCount<Word>& n) {
+  Word x = p.constant ^ (p.ones & n.ones);
+  x ^= p.twos & n.twos;
+  x ^= p.fours & n.fours;
+  x ^= p.ones_twos & n.ones_twos;
+  if (neighbours > 4) {
+    x ^= p.ones_fours & n.ones_fours;
+    x ^= p.twos_fours & n.twos_fours;
+  }
   return x;
 }
-
-// What the neighbours of a site make of it, where `neighbours` of them are there.
-struct HeatBath {
-  DigitPolynomial digit[plane_count + 1];  // from the highest below 1; then that of 1, which decides for certain
-  std::uint64_t threshold[7];              // by how many pull up
-  std::uint64_t any_certain;
-};
 
 VARIATE_INLINE std::uint64_t threshold_of(double beta, double coupling, double field, int up, int neighbours) {
   if (up > neighbours) return 0;
@@ -303,24 +308,44 @@ VARIATE_INLINE std::uint64_t threshold_of(double beta, double coupling, double f
   return heat_bath_threshold(2.0 * (beta * sum));
 }
 
+// Digit p of a threshold, from the highest below 1; the last is that of 1, which decides for certain.
+VARIATE_INLINE std::uint32_t threshold_digit(std::uint64_t threshold, int p) {
+  const int place = p == plane_count ? threshold_bits : threshold_bits - 1 - p;
+  return threshold >> place & 1 ? ~0u : 0;
+}
+
+// What the neighbours of a site make of it, where `neighbours` of them are there.
+struct HeatBath {
+  DigitPolynomial<std::uint32_t> digit[plane_count + 1];
+  std::uint64_t threshold[7];  // by how many pull up
+  std::uint64_t any_certain;
+};
+
 VARIATE_INLINE void set_digit(HeatBath& bath, int p) {
-  bath.digit[p] = digit_polynomial(bath.threshold, p == plane_count ? threshold_bits : threshold_bits - 1 - p);
-  if (p < plane_count) return;
-  std::uint64_t any = 0;
-  for (int n = 0; n < 7; ++n) any |= bath.threshold[n] >> threshold_bits;
-  bath.any_certain = any;
+  std::uint32_t at[7], any = 0;
+  for (int n = 0; n < 7; ++n) any |= at[n] = threshold_digit(bath.threshold[n], p);
+  bath.digit[p] = digit_polynomial(at);
+  if (p == plane_count) bath.any_certain = any;
 }
 
 // Whether the uniforms are below their thresholds, from the lowest digit to the highest; equal so far: undecided.
+template <class Word>
 struct Draw {
-  std::uint32_t up = 0;
-  std::uint32_t undecided = ~0u;
+  Word up = {};
+  Word undecided = ~Word{};
 };
 
-VARIATE_INLINE void compare_digit(Draw& draw, std::uint32_t uniform, std::uint32_t threshold) {
-  const std::uint32_t differ = uniform ^ threshold;
-  draw.up = (draw.up & ~differ) | (threshold & differ);
-  draw.undecided &= ~differ;
+// A digit decides where it differs.
+template <class Word>
+VARIATE_INLINE Word decide_digit(Word up, Word uniform, Word threshold) {
+  const Word differ = uniform ^ threshold;
+  return (up & ~differ) | (threshold & differ);
+}
+
+template <class Word>
+VARIATE_INLINE void compare_digit(Draw<Word>& draw, Word uniform, Word threshold) {
+  draw.up = decide_digit(draw.up, uniform, threshold);
+  draw.undecided &= ~(uniform ^ threshold);
 }
 
 // 32 bits of a ring of `count` bits from `start` < count on: where a row of a colour goes on beyond its end.
