@@ -88,7 +88,6 @@ struct Chains {
 
   void store() const {
     for (int k = 0; k < 2; ++k) {
-      for (int64_t row = 0; row < layout.rows; ++row) clear_guard(row_of(k, row));
       if (layout.chains_in_lanes()) {
         for_blocks(k, [&](uint32_t* const* inside, uint32_t* const* outside, int64_t words) {
           Word block[lanes] = {};
@@ -97,18 +96,23 @@ struct Chains {
           for (int64_t c = 0; c < count; ++c) std::memcpy(outside[c], &block[c], words * sizeof(uint32_t));
         });
       } else {
-        for_rows(k, [&](uint32_t* inside, uint32_t* outside, uint64_t bytes) { std::memcpy(outside, inside, bytes); });
+        for_rows(k, [&](uint32_t* inside, uint32_t* outside, uint64_t bytes) {
+          unwrap(inside);
+          std::memcpy(outside, inside, bytes);
+        });
       }
     }
   }
 
-  // Copies each row's last site before it and its first one behind it.
+  // Copies each row's last site before it and its first one behind it, where the lanes are one chain.
   void wrap(int k, int64_t first_row, int64_t end_row) const {
-    if (a.lattice.boundary == VARIATE_OPEN) return;
-    const int64_t sites = a.lattice.width / 2;
+    if (layout.chains_in_lanes() || a.lattice.boundary == VARIATE_OPEN) return;
+    const int64_t sites = a.lattice.width / 2, last = sites - 1;
+    const uint32_t bit = uint32_t{1} << sites % 32;
     for (int64_t row = first_row; row < end_row; ++row) {
-      layout.chains_in_lanes() ? wrap_row<StoredWord>(row_of(k, row), sites)
-                               : wrap_row<uint32_t>(row_of(k, row), sites);
+      uint32_t* words = row_of(k, row);
+      words[-1] = words[last / 32] >> last % 32 << 31;
+      words[sites / 32] = (words[sites / 32] & ~bit) | (words[0] & 1) * bit;
     }
   }
 
@@ -184,22 +188,10 @@ struct Chains {
     }
   }
 
-  template <class T>
-  void wrap_row(uint32_t* words, int64_t sites) const {
-    const auto at = [&](int64_t word) { return reinterpret_cast<T*>(words + word * layout.step); };
-    const int64_t last = sites - 1;
-    *at(-1) = *at(last / 32) >> static_cast<uint32_t>(last % 32) << 31;
-    T* behind = at(sites / 32);
-    const uint32_t bit = uint32_t{1} << sites % 32;
-    *behind = (*behind & ~bit) | (*at(0) & 1) * bit;
-  }
-
-  void clear_guard(uint32_t* words) const {
+  // What `wrap` has put behind a row's last site.
+  void unwrap(uint32_t* words) const {
     const int64_t sites = a.lattice.width / 2;
-    if (a.lattice.boundary == VARIATE_OPEN || sites % 32 == 0) return;
-    for (int64_t lane = 0; lane < layout.step; ++lane) {
-      words[lane + sites / 32 * layout.step] &= (uint32_t{1} << sites % 32) - 1;
-    }
+    if (a.lattice.boundary == VARIATE_PERIODIC && sites % 32) words[sites / 32] &= (uint32_t{1} << sites % 32) - 1;
   }
 };
 

@@ -19,6 +19,8 @@ struct Row {
   int sources = 0;
   int missing = 0;  // beyond the rows' ends
   int parity;
+  const uint32_t* beyond;  // the words behind the last vector or before the first, on the side of `beside`
+  uint32_t beyond_shift = 31;
 
   Row(const Chains& chains_, int colour_, RowAt at_)
       : chains(chains_),
@@ -28,6 +30,14 @@ struct Row {
         parity(chains_.layout.parity(at_, colour_)) {
     const variate_lattice& lattice = chains.a.lattice;
     const int along_x = 2 * (lattice.dimensions - 1);
+    const uint32_t* const other = chains.row_of(1 - colour, at.index);
+    const int64_t last = (chains.vectors - 1) * lanes;
+    if (chains.layout.chains_in_lanes() && lattice.boundary == VARIATE_PERIODIC) {
+      beyond = parity ? other : other + last;
+      beyond_shift = static_cast<uint32_t>(lattice.width / 2 - 1) % 32;
+    } else {
+      beyond = parity ? other + last + chains.layout.step : other - chains.layout.step;
+    }
     // Index n of the other colour is to the right of an even site, and to the left of an odd one.
     add(at.index, along_x + (parity ? 0 : 1));
     add(at.index, along_x + (parity ? 1 : 0));
@@ -35,6 +45,15 @@ struct Row {
     if (lattice.dimensions == 3) {
       around(at.z, lattice.depth, 0, [&](int64_t z) { return z * lattice.height + at.y; });
     }
+  }
+
+  // The neighbours along x of a vector that are not `same`, its own words: behind it or before.
+  Word beside(int64_t vector, const Word& same) const {
+    const bool end = vector == (parity ? chains.vectors - 1 : 0);
+    const uint32_t* from = source[0] + vector * lanes + (parity ? chains.layout.step : -chains.layout.step);
+    const Word other = load_word(end ? beyond : from);
+    const uint32_t shift = end ? beyond_shift : 31;
+    return parity ? same >> 1 | other << shift : same << 1 | other >> shift;
   }
 
   // Those of a vector.
@@ -70,12 +89,11 @@ struct Row {
 template <int neighbours, bool with_bonds, bool whole>
 inline __attribute__((always_inline)) math::BitCount<Word> count_neighbours(const Row& row, const RowMask& mask,
                                                                             int64_t vector) {
-  const int64_t i = vector * lanes, step = row.chains.layout.step;
-  const uint32_t* same = row.source[0] + i;
+  const int64_t i = vector * lanes;
   const int sources = whole ? neighbours : row.sources;
   Word x[neighbours] = {};
-  x[0] = load_word(same);
-  x[1] = row.parity ? x[0] >> 1 | load_word(same + step) << 31 : x[0] << 1 | load_word(same - step) >> 31;
+  x[0] = load_word(row.source[0] + i);
+  x[1] = row.beside(vector, x[0]);
   for (int s = 2; s < sources; ++s) x[s] = load_word(row.source[s] + i);
   if constexpr (with_bonds) {
     for (int s = 0; s < sources; ++s) x[s] = ~(x[s] ^ row.bonds(s, vector));

@@ -40,6 +40,11 @@ static inline void store_lanes(uint32_t* to, const Word& x, uint32_t which) {
   _mm512_storeu_si512(to, _mm512_maskz_compress_epi32(static_cast<__mmask16>(which), reinterpret_cast<__m512i>(x)));
 }
 
+// table[index]
+static inline Word look_up(const uint32_t* table, const Word& index) {
+  return reinterpret_cast<Word>(_mm512_i32gather_epi32(reinterpret_cast<__m512i>(index), table, sizeof(uint32_t)));
+}
+
 // Rows become columns: first of blocks of two by two, then of four by four, and so on.
 static inline void transpose(Word (&x)[lanes]) {
 #pragma GCC unroll 4
@@ -66,6 +71,12 @@ static inline uint32_t nonzero_lanes(const Word& x) {
 
 static inline void store_lanes(uint32_t* to, const Word& x, uint32_t which) {
   for (; which; which &= which - 1) *to++ = x[__builtin_ctz(which)];
+}
+
+static inline Word look_up(const uint32_t* table, const Word& index) {
+  Word x;
+  for (int i = 0; i < lanes; ++i) x[i] = table[index[i]];
+  return x;
 }
 
 static inline void transpose(Word (&x)[lanes]) {
