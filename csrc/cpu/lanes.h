@@ -82,7 +82,11 @@ static inline Word look_up(const uint32_t* table, const Word& index) {
 static inline void transpose(Word (&x)[lanes]) {
   uint32_t* const words = reinterpret_cast<uint32_t*>(x);
   for (int i = 0; i < lanes; ++i) {
-    for (int j = 0; j < i; ++j) std::swap(words[lanes * i + j], words[lanes * j + i]);
+    for (int j = 0; j < i; ++j) {
+      const uint32_t word = words[lanes * i + j];
+      words[lanes * i + j] = words[lanes * j + i];
+      words[lanes * j + i] = word;
+    }
   }
 }
 

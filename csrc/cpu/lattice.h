@@ -24,7 +24,7 @@ struct RowAt {
 
 // A sweep works on vectors of sixteen words: the same word of sixteen chains, or, where chains are few, sixteen words
 // of one row. The words of a row are `step` apart then. Before the first word of a row, and behind its last site, there
-// is room for copies of what periodic boundaries wrap around to.
+// is room for what periodic boundaries wrap around to.
 struct LatticeLayout {
   static constexpr int64_t vector = 16;
   variate_lattice lattice;

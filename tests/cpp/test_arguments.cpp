@@ -673,6 +673,186 @@ void test_potts() {
   for (std::uint8_t state : states) CHECK(state < 3);
 }
 
+// A lattice of 4 x 6 sites: a word a row and colour.
+struct Ising {
+  std::vector<std::uint32_t> words = std::vector<std::uint32_t>(8, 5), bonds = std::vector<std::uint32_t>(32);
+  std::vector<std::int8_t> spins = std::vector<std::int8_t>(24, 7);
+  std::vector<std::int64_t> sums = std::vector<std::int64_t>(2, 7), correlation = std::vector<std::int64_t>(5, 7);
+  std::vector<double> moments = std::vector<double>(VARIATE_ISING_MOMENTS, 7.0);
+  std::vector<double> beta = {0.5}, coupling = {1.0}, field = {0.1};
+  std::vector<char> workspace = std::vector<char>(8192);
+
+  template <class Args>
+  Args call() {
+    Args args{};
+    args.struct_size = sizeof args;
+    args.execution.workspace = workspace.data();
+    args.execution.workspace_bytes = workspace.size();
+    args.lattice = {2, VARIATE_PERIODIC, 1, 4, 6};
+    args.chains = 1;
+    args.words = words.data();
+    return args;
+  }
+
+  variate_ising_pack_args packing() {
+    auto args = call<variate_ising_pack_args>();
+    args.spins = spins.data();
+    return args;
+  }
+
+  variate_ising_gibbs_args sampling() {
+    auto args = call<variate_ising_gibbs_args>();
+    args.noise.key = key;
+    args.sweeps = args.measure_every = 1;
+    args.beta = view(beta, 0);
+    args.coupling = view(coupling, 0);
+    args.field = view(field, 0);
+    args.bonds = bonds.data();
+    args.moments = moments.data();
+    return args;
+  }
+
+  variate_ising_measure_args measuring() {
+    auto args = call<variate_ising_measure_args>();
+    args.bonds = bonds.data();
+    args.sums = sums.data();
+    args.distance = 5;
+    args.correlation = correlation.data();
+    return args;
+  }
+
+  bool as_they_were() const {
+    const Ising fresh;
+    return words == fresh.words && spins == fresh.spins && sums == fresh.sums && correlation == fresh.correlation &&
+           moments == fresh.moments;
+  }
+};
+
+#define REFUSE_ISING(function, args, word, change) \
+  do {                                             \
+    auto changed = args;                           \
+    change(changed);                               \
+    CHECK_REFUSED(function, changed, word);        \
+    CHECK(ising.as_they_were(), "%s", word);       \
+  } while (false)
+
+void test_ising() {
+  Ising ising;
+  const auto refuse_all = [&](const char* word, auto change) {
+    REFUSE_ISING(variate_ising_pack, ising.packing(), word, change);
+    REFUSE_ISING(variate_ising_unpack, ising.packing(), word, change);
+    REFUSE_ISING(variate_ising_gibbs, ising.sampling(), word, change);
+    REFUSE_ISING(variate_ising_measure, ising.measuring(), word, change);
+  };
+  const auto refuse_packing = [&](const char* word, auto change) {
+    REFUSE_ISING(variate_ising_pack, ising.packing(), word, change);
+    REFUSE_ISING(variate_ising_unpack, ising.packing(), word, change);
+  };
+  const auto refuse_sampling = [&](const char* word, auto change) {
+    REFUSE_ISING(variate_ising_gibbs, ising.sampling(), word, change);
+  };
+  const auto refuse_measuring = [&](const char* word, auto change) {
+    REFUSE_ISING(variate_ising_measure, ising.measuring(), word, change);
+  };
+  CHECK(variate_ising_pack(nullptr) == VARIATE_INVALID_ARGUMENT && std::strstr(variate_last_error(), "args"));
+  CHECK(variate_ising_unpack(nullptr) == VARIATE_INVALID_ARGUMENT && std::strstr(variate_last_error(), "args"));
+  CHECK(variate_ising_gibbs(nullptr) == VARIATE_INVALID_ARGUMENT && std::strstr(variate_last_error(), "args"));
+  CHECK(variate_ising_measure(nullptr) == VARIATE_INVALID_ARGUMENT && std::strstr(variate_last_error(), "args"));
+  CHECK(variate_ising_gibbs_workspace(nullptr) == 0 && variate_ising_measure_workspace(nullptr) == 0);
+
+  refuse_all("struct_size", [](auto& a) { a.struct_size = 0; });
+  refuse_all("struct_size", [](auto& a) { a.struct_size += 8; });
+  for (int dimensions : {-1, 0, 1, 4}) {
+    refuse_all("lattice.dimensions must be 2 or 3", [=](auto& a) { a.lattice.dimensions = dimensions; });
+  }
+  for (int boundary : {-1, 2}) {
+    refuse_all("lattice.boundary", [=](auto& a) { std::memcpy(&a.lattice.boundary, &boundary, sizeof boundary); });
+  }
+  for (std::int64_t side : {int64_min, std::int64_t{0}, std::int64_t{1}, std::int64_t{5}}) {
+    refuse_all("lattice.width must be at least 2, and even", [=](auto& a) { a.lattice.width = side; });
+    refuse_all("lattice.height must be at least 2, and even", [=](auto& a) { a.lattice.height = side; });
+    refuse_all("lattice.depth must be at least 2, and even", [=](auto& a) {
+      a.lattice.dimensions = 3;
+      a.lattice.depth = side;
+    });
+  }
+  for (std::int64_t depth : {int64_min, std::int64_t{0}, std::int64_t{2}}) {
+    refuse_all("lattice.depth must be 1", [=](auto& a) { a.lattice.depth = depth; });
+  }
+  refuse_all("lattice.width", [](auto& a) {
+    a.lattice.boundary = VARIATE_OPEN;
+    a.lattice.width = 1;
+  });
+  for (std::int64_t chains : {int64_min, std::int64_t{-1}}) refuse_all("chains", [=](auto& a) { a.chains = chains; });
+  for (int threads : {-1, 4097}) {
+    refuse_all("execution.threads", [=](auto& a) { a.execution.threads = threads; });
+  }
+  refuse_all("execution.device", [](auto& a) {
+    const int device = 7;
+    std::memcpy(&a.execution.device, &device, sizeof device);
+  });
+  refuse_all("words is missing", [](auto& a) { a.words = nullptr; });
+
+  refuse_packing("spins is missing", [](auto& a) { a.spins = nullptr; });
+
+  const std::uint64_t bytes = [&] {
+    const auto args = ising.sampling();
+    return variate_ising_gibbs_workspace(&args);
+  }();
+  CHECK(bytes > 0 && bytes <= ising.workspace.size());
+  refuse_sampling("execution.workspace", [](auto& a) { a.execution.workspace = nullptr; });
+  refuse_sampling("execution.workspace", [=](auto& a) { a.execution.workspace_bytes = bytes - 1; });
+  refuse_sampling("sweeps", [](auto& a) { a.sweeps = -1; });
+  refuse_sampling("noise.key", [](auto& a) { a.noise.key = nullptr; });
+  refuse_sampling("noise.key_stride", [](auto& a) { a.noise.key_stride = 1; });
+  refuse_sampling("noise.first_sample", [](auto& a) { a.noise.first_sample = -1; });
+  refuse_sampling("noise.first_sample", [](auto& a) { a.chains = int64_max; });
+  refuse_sampling("noise.first_sample", [](auto& a) {
+    a.noise.key_stride = 2;
+    a.noise.first_sample = 1;
+  });
+  for (std::int64_t every : {int64_min, std::int64_t{-1}, std::int64_t{0}}) {
+    refuse_sampling("measure_every", [=](auto& a) { a.measure_every = every; });
+  }
+  refuse_sampling("beta is missing", [](auto& a) { a.beta.data = nullptr; });
+  refuse_sampling("beta has a dtype", [](auto& a) { a.beta.dtype = VARIATE_FLOAT32; });
+  refuse_sampling("coupling is missing", [](auto& a) { a.coupling.data = nullptr; });
+  refuse_sampling("coupling has a dtype", [](auto& a) { a.coupling.dtype = VARIATE_INT64; });
+  refuse_sampling("field is missing", [](auto& a) { a.field.data = nullptr; });
+  refuse_sampling("field has a dtype", [](auto& a) { a.field.dtype = VARIATE_FLOAT16; });
+
+  refuse_measuring("execution.workspace", [](auto& a) { a.execution.workspace = nullptr; });
+  refuse_measuring("execution.workspace",
+                   [](auto& a) { a.execution.workspace_bytes = variate_ising_measure_workspace(&a) - 1; });
+  for (std::int64_t distance : {int64_min, std::int64_t{-1}, std::int64_t{6}, int64_max}) {
+    refuse_measuring("distance must lie in [0, width)", [=](auto& a) { a.distance = distance; });
+  }
+  refuse_measuring("sums is missing", [](auto& a) { a.sums = nullptr; });
+  refuse_measuring("correlation is missing", [](auto& a) { a.correlation = nullptr; });
+
+  // No chains need no pointers.
+  auto none = ising.sampling();
+  none.chains = 0;
+  none.words = nullptr;
+  none.beta = none.coupling = none.field = {};
+  CHECK_OK(variate_ising_gibbs(&none));
+  CHECK(ising.as_they_were());
+  // And what is refused above is right but for the one change.
+  const auto packing = ising.packing();
+  const auto sampling = ising.sampling();
+  const auto measuring = ising.measuring();
+  CHECK_OK(variate_ising_pack(&packing));
+  for (std::uint32_t word : ising.words) CHECK(word == 7);
+  CHECK_OK(variate_ising_unpack(&packing));
+  for (std::int8_t spin : ising.spins) CHECK(spin == 1);
+  CHECK_OK(variate_ising_measure(&measuring));
+  CHECK(ising.sums[0] == 24 && ising.sums[1] == -48);  // all signs of the bonds are negative
+  for (std::int64_t sum : ising.correlation) CHECK(sum == 24);
+  CHECK_OK(variate_ising_gibbs(&sampling));
+  CHECK(ising.moments[VARIATE_ISING_M2] >= 7.0 && ising.moments[VARIATE_ISING_M2] <= 8.0);
+  for (std::uint32_t word : ising.words) CHECK(word < 8);
+}
+
 // A message belongs to its thread and outlives calls that succeed.
 void test_last_error() {
   variate_random_args args = draw();
@@ -859,6 +1039,7 @@ int main() {
   test_workspace();
   test_logistic();
   test_potts();
+  test_ising();
   test_device();
   test_empty();
   test_last_error();
