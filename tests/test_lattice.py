@@ -429,7 +429,7 @@ LARGE = [
 
 @pytest.mark.parametrize(("side", "temperature", "chains", "burn_in"), LARGE)
 def test_energies_of_larger_tori(side: int, temperature: float, chains: int, burn_in: int) -> None:
-    """From all spins up. At Tc a sweep's memory grows as side^2.17: some 2000 sweeps at 32; elsewhere it is below 100."""
+    """From all spins up. A sweep's memory is about side^2.17 sweeps at Tc, some 2000 at 32, and elsewhere below 100."""
     seen = sampled((side, side), chains, burn_in, 50, start=1, beta=1 / temperature)
     assert_mean(seen.energy, kaufman_energy(side, temperature))
 
