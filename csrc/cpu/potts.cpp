@@ -1,140 +1,13 @@
-#include <variate/math/potts.hpp>
-
 #include "kernels.h"
-#include "noise.h"
 #include "potts.h"
+#include "potts_weights.h"
 
 namespace variate::cpu::VARIATE_ISA {
 
 namespace {
 
-constexpr int most_neighbours = 6;
-constexpr int most_states = 255;
 constexpr int64_t most_words = 2048;  // of noise at a time
 constexpr int lanes = 16;             // sites at least at a time
-
-#if defined(__AVX512F__)
-constexpr int native = 64;  // bytes of a vector
-#elif defined(__AVX2__)
-constexpr int native = 32;
-#else
-constexpr int native = 16;
-#endif
-constexpr int group = native / static_cast<int>(sizeof(uint32_t));  // words of a vector
-
-template <int n>
-using Bytes __attribute__((vector_size(n), aligned(1), may_alias)) = uint8_t;
-typedef uint32_t Group __attribute__((vector_size(native), aligned(sizeof(uint32_t)), may_alias));
-
-template <int n>
-static inline Bytes<n> load_bytes(const uint8_t* from) {
-  return *reinterpret_cast<const Bytes<n>*>(from);
-}
-
-static inline Group load_group(const uint32_t* from) { return *reinterpret_cast<const Group*>(from); }
-
-#if defined(__AVX512F__)
-
-// The forms with a mask: where the plain ones are used gcc 12 warns of its own header.
-constexpr __mmask16 all = 0xffff;
-constexpr __mmask8 all_wide = 0xff;
-
-static inline Group widen_bytes(const uint8_t* from) {
-  return reinterpret_cast<Group>(
-      _mm512_maskz_cvtepu8_epi32(all, _mm_loadu_si128(reinterpret_cast<const __m128i*>(from))));
-}
-
-static inline void store_bytes(uint8_t* to, Group x) {
-  _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm512_maskz_cvtepi32_epi8(all, reinterpret_cast<__m512i>(x)));
-}
-
-// table[index] of indices below 8.
-static inline Group look_up(const uint32_t* table, Group index) {
-  const __m512i both = _mm512_loadu_si512(table);
-  return reinterpret_cast<Group>(_mm512_maskz_permutexvar_epi32(all, reinterpret_cast<__m512i>(index), both));
-}
-
-// (a b) >> 32
-static inline Group multiply_high(Group a, Group b) {
-  const __m512i x = reinterpret_cast<__m512i>(a), y = reinterpret_cast<__m512i>(b);
-  const auto high = [](__m512i v) { return _mm512_maskz_srli_epi64(all_wide, v, 32); };
-  const __m512i even = high(_mm512_maskz_mul_epu32(all_wide, x, y));
-  const __m512i odd = _mm512_maskz_mul_epu32(all_wide, high(x), high(y));
-  return reinterpret_cast<Group>(_mm512_mask_blend_epi32(0xaaaa, even, odd));
-}
-
-#elif defined(__AVX2__)
-
-static inline Group widen_bytes(const uint8_t* from) {
-  return reinterpret_cast<Group>(_mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(from))));
-}
-
-static inline void store_bytes(uint8_t* to, Group x) {
-  const __m256i v = reinterpret_cast<__m256i>(x);
-  const __m128i pairs = _mm_packus_epi32(_mm256_castsi256_si128(v), _mm256_extracti128_si256(v, 1));
-  _mm_storel_epi64(reinterpret_cast<__m128i*>(to), _mm_packus_epi16(pairs, pairs));
-}
-
-static inline Group look_up(const uint32_t* table, Group index) {
-  const __m256i low = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(table));
-  return reinterpret_cast<Group>(_mm256_permutevar8x32_epi32(low, reinterpret_cast<__m256i>(index)));
-}
-
-static inline Group multiply_high(Group a, Group b) {
-  const __m256i x = reinterpret_cast<__m256i>(a), y = reinterpret_cast<__m256i>(b);
-  const __m256i even = _mm256_srli_epi64(_mm256_mul_epu32(x, y), 32);
-  const __m256i odd = _mm256_mul_epu32(_mm256_srli_epi64(x, 32), _mm256_srli_epi64(y, 32));
-  return reinterpret_cast<Group>(_mm256_blend_epi32(even, odd, 0xaa));
-}
-
-#else
-
-static inline Group widen_bytes(const uint8_t* from) {
-  Group out;
-  for (int i = 0; i < group; ++i) out[i] = from[i];
-  return out;
-}
-
-static inline void store_bytes(uint8_t* to, Group x) {
-  for (int i = 0; i < group; ++i) to[i] = static_cast<uint8_t>(x[i]);
-}
-
-static inline Group look_up(const uint32_t* table, Group index) {
-  Group out;
-  for (int i = 0; i < group; ++i) out[i] = table[index[i]];
-  return out;
-}
-
-static inline Group multiply_high(Group a, Group b) {
-  Group out;
-  for (int i = 0; i < group; ++i) out[i] = static_cast<uint32_t>(static_cast<uint64_t>(a[i]) * b[i] >> 32);
-  return out;
-}
-
-#endif
-
-// What a chain's neighbours make of it.
-struct Weights {
-  double coupling;  // times beta
-  double scale;
-  uint32_t table[16];  // by the number of neighbours that the likeliest state is ahead, twice; without a field
-  bool any_field;
-  double field[most_states];  // times beta
-
-  Weights(const variate_potts_gibbs_args& a, int64_t chain)
-      : coupling(element<double>(a.beta, chain, 0) * element<double>(a.coupling, chain, 0)),
-        scale(math::potts_scale(a.categories)),
-        any_field(a.field.data != nullptr) {
-    const double magnitude = coupling < 0.0 ? -coupling : coupling;
-    for (int i = 0; i < 16; ++i) {
-      table[i] = math::potts_weight(i % 8 ? -magnitude * static_cast<double>(i % 8) : 0.0, scale);
-    }
-    if (!any_field) return;
-    for (int64_t s = 0; s < a.categories; ++s) {
-      field[s] = element<double>(a.beta, chain, 0) * element<double>(a.field, chain, s);
-    }
-  }
-};
 
 // Words of one colour of a chain, in the order of its sites.
 class Stream {
@@ -165,9 +38,9 @@ class Stream {
 };
 
 // `n` sites from their neighbours: counts by state, weights, a draw.
-template <int n, int neighbours, int fixed_q>
-static inline void draw_states(const uint8_t* const* around, int64_t at, const Weights& weights, int q,
-                               const uint32_t* words, uint8_t* out) {
+template <int n, int neighbours, int fixed_q, bool in_field>
+static inline void draw_states(const uint8_t* const* around, int64_t at, const Weights& weights,
+                               const FieldTables& tables, int q, const uint32_t* words, uint8_t* out) {
   const int states = fixed_q ? fixed_q : q;
   Bytes<n> near[neighbours];
   for (int i = 0; i < neighbours; ++i) near[i] = load_bytes<n>(around[i] + at);
@@ -178,19 +51,26 @@ static inline void draw_states(const uint8_t* const* around, int64_t at, const W
     Bytes<n> count = {};
     for (int i = 0; i < neighbours; ++i) count -= reinterpret_cast<Bytes<n>>(near[i] == state);
     *reinterpret_cast<Bytes<n>*>(counts[s]) = count;
-    most = count > most ? count : most;
-    least = count < least ? count : least;
+    if constexpr (!in_field) {
+      most = count > most ? count : most;
+      least = count < least ? count : least;
+    }
   }
   const bool together = weights.coupling >= 0.0;
-  for (int s = 0; s < states; ++s) {
+  for (int s = 0; s < states && !in_field; ++s) {
     Bytes<n>& count = *reinterpret_cast<Bytes<n>*>(counts[s]);
     count = together ? most - count : count - least;
   }
   for (int g = 0; g < n; g += group) {
     Group cumulative[fixed_q ? fixed_q : most_states];
-    Group total = {};
+    Group total = {}, likeliest = {};
+    for (int s = 0; s < states && in_field; ++s) {
+      const Group order = tables.order(s, widen_bytes(counts[s] + g));
+      likeliest = order > likeliest ? order : likeliest;
+    }
     for (int s = 0; s < states; ++s) {
-      total += look_up(weights.table, widen_bytes(counts[s] + g));
+      const Group count = widen_bytes(counts[s] + g);
+      total += in_field ? tables.weight(s, count, likeliest) : look_up(weights.table, count);
       cumulative[s] = total;
     }
     const Group draw = multiply_high(load_group(words + g), total);
@@ -200,7 +80,7 @@ static inline void draw_states(const uint8_t* const* around, int64_t at, const W
   }
 }
 
-// The same of sixteen sites with a field.
+// The same of sixteen sites, of many states in a field.
 template <int neighbours>
 void draw_in_field(const uint8_t* const* around, int64_t at, const Weights& weights, int q, const uint32_t* words,
                    uint8_t* out) {
@@ -247,9 +127,17 @@ struct Chain {
   uint8_t* states;
   int64_t index;
   Weights weights;
+  FieldTables tables;
+  bool tabulated;
 
   Chain(const variate_potts_gibbs_args& a_, uint8_t* states_, int64_t index_)
-      : a(a_), layout(a_.lattice), states(states_), index(index_), weights(a_, index_) {}
+      : a(a_),
+        layout(a_.lattice),
+        states(states_),
+        index(index_),
+        weights(a_, index_),
+        tabulated(weights.any_field &&
+                  tables.make(weights, a_.categories, layout.rows * a_.lattice.width * a_.sweeps)) {}
 
   int parity(int64_t r, int colour) const {
     return static_cast<int>((r / a.lattice.height + r % a.lattice.height + colour) & 1);
@@ -317,23 +205,29 @@ struct Chain {
       const int64_t stop = count - start < piece ? count : start + piece;
       const uint32_t* words = stream.words(first + start, stop - start, end) - start;
       int64_t i = start;
-      if (weights.any_field) {
+      if (weights.any_field && !tabulated) {
         for (; i < stop; i += lanes) draw_in_field<neighbours>(around, i, weights, q, words + i, row + i);
         continue;
       }
-      for (; stop - i > lanes; i += native) some<native, neighbours>(around, i, q, words + i, row + i);
-      for (; i < stop; i += lanes) some<lanes, neighbours>(around, i, q, words + i, row + i);
+      const auto draw = [&]<bool in_field>() {
+        for (; stop - i > lanes; i += native) some<native, neighbours, in_field>(around, i, q, words + i, row + i);
+        for (; i < stop; i += lanes) some<lanes, neighbours, in_field>(around, i, q, words + i, row + i);
+      };
+      tabulated ? draw.template operator()<true>() : draw.template operator()<false>();
     }
     wrap(r, colour);
   }
 
-  template <int n, int neighbours>
+  template <int n, int neighbours, bool in_field>
   void some(const uint8_t* const* around, int64_t at, int q, const uint32_t* words, uint8_t* out) const {
+    const auto draw = [&]<int fixed_q>() {
+      draw_states<n, neighbours, fixed_q, in_field>(around, at, weights, tables, q, words, out);
+    };
     switch (q) {
-      case 2: return draw_states<n, neighbours, 2>(around, at, weights, q, words, out);
-      case 3: return draw_states<n, neighbours, 3>(around, at, weights, q, words, out);
-      case 4: return draw_states<n, neighbours, 4>(around, at, weights, q, words, out);
-      default: return draw_states<n, neighbours, 0>(around, at, weights, q, words, out);
+      case 2: return draw.template operator()<2>();
+      case 3: return draw.template operator()<3>();
+      case 4: return draw.template operator()<4>();
+      default: return draw.template operator()<0>();
     }
   }
 
