@@ -147,6 +147,7 @@ class TestBits:
                 {"beta": 0.9},
                 {"beta": spread(0.1, 1.5, chains), "coupling": spread(-1, 1, chains)},
                 {"beta": 0.7, "field": torch.linspace(-1, 1, q)},
+                {"beta": -0.7, "field": torch.tensor([0.5, -math.inf, 0.5, 0.5, 1.0, 0.0, -math.inf])[:q]},
                 {"beta": spread(0.1, 1.5, chains), "field": torch.linspace(-1, 1, chains * q).view(chains, q)},
             ):
                 expected = reference.lattice.potts_gibbs(states, q, **options, **noise)

@@ -497,11 +497,11 @@ def _couplings(
     strength = reference.lattice.magnitude_of(coupling, opened)
     if _checks.readable(coupling):
         for bonds in reference.lattice.inner_bonds(coupling, opened):
-            if bonds.numel() and not bool((bonds.abs() == strength).all()):
+            if bonds.numel() and bool(bonds.abs().amin() != strength):  # none is larger
                 wrong = bonds[bonds.abs() != strength][0].item()
                 raise ValueError(f"coupling: expected bonds of +J and -J, got {wrong:g} beside {strength.item():g}")
         _check_values("coupling", strength, False)
-    return strength, torch.where(coupling < 0, -1, 1).to(torch.int8)
+    return strength, 1 - 2 * (coupling < 0).to(torch.int8)
 
 
 def _pack(spins: Tensor, opened: bool) -> Tensor:
