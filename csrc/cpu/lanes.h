@@ -42,7 +42,8 @@ static inline void store_lanes(uint32_t* to, const Word& x, uint32_t which) {
 
 // table[index]
 static inline Word look_up(const uint32_t* table, const Word& index) {
-  return reinterpret_cast<Word>(_mm512_i32gather_epi32(reinterpret_cast<__m512i>(index), table, sizeof(uint32_t)));
+  return reinterpret_cast<Word>(
+      _mm512_mask_i32gather_epi32(__m512i{}, 0xffff, reinterpret_cast<__m512i>(index), table, sizeof(uint32_t)));
 }
 
 // Rows become columns: first of blocks of two by two, then of four by four, and so on.

@@ -38,10 +38,11 @@ struct Lanes {
   static Vector set1(uint64_t x) { return _mm512_set1_epi64(static_cast<long long>(x)); }
   static Vector load(const uint64_t* x) { return _mm512_load_si512(x); }
   static Vector add(Vector a, Vector b) { return _mm512_add_epi64(a, b); }
-  static Vector mul(Vector a, Vector b) { return _mm512_mul_epu32(a, b); }
+  // The forms with a mask of all: gcc 12 takes the plain ones, in its own header, for uninitialised.
+  static Vector mul(Vector a, Vector b) { return _mm512_maskz_mul_epu32(0xff, a, b); }
   // The upper word of each lane, moved down; the upper word that stays is not read. A shuffle, not a shift: the one
   // runs beside the products, the other on their port.
-  static Vector high(Vector a) { return _mm512_shuffle_epi32(a, _MM_PERM_DDBB); }
+  static Vector high(Vector a) { return _mm512_maskz_shuffle_epi32(0xffff, a, _MM_PERM_DDBB); }
   static Vector bit_xor(Vector a, Vector b) { return _mm512_xor_si512(a, b); }
   static Vector xor3(Vector a, Vector b, Vector c) { return _mm512_ternarylogic_epi64(a, b, c, 0x96); }
   static void wrap(Vector& block, Vector& row, Vector per_row, Vector one) {
