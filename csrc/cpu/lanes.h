@@ -98,14 +98,18 @@ static inline void transpose(Word (&x)[lanes]) {
 #if defined(__AVX512F__)
 namespace variate::math {
 
-// The majority of `up`, not `uniform` and `threshold`: one instruction, which gcc 12 does not find.
-template <>
-inline __attribute__((always_inline)) cpu::VARIATE_ISA::Word decide_digit(cpu::VARIATE_ISA::Word up,
-                                                                          cpu::VARIATE_ISA::Word uniform,
-                                                                          cpu::VARIATE_ISA::Word threshold) {
-  return reinterpret_cast<cpu::VARIATE_ISA::Word>(_mm512_ternarylogic_epi32(
-      reinterpret_cast<__m512i>(up), reinterpret_cast<__m512i>(uniform), reinterpret_cast<__m512i>(threshold), 0xb2));
-}
+// One instruction each, which gcc 12 does not find.
+#define VARIATE_OF_BITS(function, table)                                                                   \
+  template <>                                                                                              \
+  inline __attribute__((always_inline)) cpu::VARIATE_ISA::Word function(                                   \
+      cpu::VARIATE_ISA::Word a, cpu::VARIATE_ISA::Word b, cpu::VARIATE_ISA::Word c) {                      \
+    return reinterpret_cast<cpu::VARIATE_ISA::Word>(_mm512_ternarylogic_epi32(                             \
+        reinterpret_cast<__m512i>(a), reinterpret_cast<__m512i>(b), reinterpret_cast<__m512i>(c), table)); \
+  }
+VARIATE_OF_BITS(majority, 0xe8)
+VARIATE_OF_BITS(add_product, 0x78)
+VARIATE_OF_BITS(decide_digit, 0xb2)
+#undef VARIATE_OF_BITS
 
 }  // namespace variate::math
 #endif

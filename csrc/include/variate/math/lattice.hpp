@@ -289,17 +289,20 @@ VARIATE_INLINE DigitPolynomial<Word> digit_polynomial(const Word (&at)[7]) {
           Word{}};
 }
 
+template <class Word>
+VARIATE_INLINE Word add_product(Word sum, Word a, Word b) {
+  return sum ^ (a & b);
+}
+
 template <int neighbours, class Word>
 VARIATE_INLINE Word evaluate(const DigitPolynomial<Word>& p, const BitCount<Word>& n) {
-  Word x = p.constant ^ (p.ones & n.ones);
-  x ^= p.twos & n.twos;
-  x ^= p.fours & n.fours;
-  x ^= p.ones_twos & n.ones_twos;
-  if (neighbours > 4) {
-    x ^= p.ones_fours & n.ones_fours;
-    x ^= p.twos_fours & n.twos_fours;
-  }
-  return x;
+  Word x = add_product(p.constant, p.ones, n.ones);
+  x = add_product(x, p.twos, n.twos);
+  x = add_product(x, p.fours, n.fours);
+  x = add_product(x, p.ones_twos, n.ones_twos);
+  if (neighbours == 4) return x;
+  x = add_product(x, p.ones_fours, n.ones_fours);
+  return add_product(x, p.twos_fours, n.twos_fours);
 }
 
 VARIATE_INLINE std::uint64_t threshold_of(double beta, double coupling, double field, int up, int neighbours) {
