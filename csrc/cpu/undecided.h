@@ -29,15 +29,16 @@ class Undecided {
       begin_at(words - colour_, first_site / 4 * 4);
     }
     const uint32_t which = nonzero_lanes(undecided);
-    store_lanes(undecided_ + queued_, undecided, which);
-    store_lanes(ones_ + queued_, n.ones, which);
-    store_lanes(twos_ + queued_, n.twos, which);
-    store_lanes(fours_ + queued_, n.fours, which);
-    whole ? store_word(lonely_ + queued_, Word{}) : store_lanes(lonely_ + queued_, lonely, which);
-    store_lanes(threshold_ + queued_, lane_numbers() + static_cast<uint32_t>(missing) * one_missing, which);
-    store_word(word_ + queued_, splat(static_cast<uint32_t>(words - colour_ - first_word_)));
-    store_word(site_ + queued_, splat(static_cast<uint32_t>(first_site - first_site_)));
-    queued_ += __builtin_popcount(which);
+    const int to = queued_;
+    queued_ = to + __builtin_popcount(which);
+    store_lanes(undecided_ + to, undecided, which);
+    store_lanes(ones_ + to, n.ones, which);
+    store_lanes(twos_ + to, n.twos, which);
+    store_lanes(fours_ + to, n.fours, which);
+    whole ? store_word(lonely_ + to, Word{}) : store_lanes(lonely_ + to, lonely, which);
+    store_lanes(threshold_ + to, lane_numbers() + static_cast<uint32_t>(missing) * one_missing, which);
+    store_word(word_ + to, splat(static_cast<uint32_t>(words - colour_ - first_word_)));
+    store_word(site_ + to, splat(static_cast<uint32_t>(first_site - first_site_)));
     while (queued_ >= batch) decide_batch();
   }
 
