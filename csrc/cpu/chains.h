@@ -75,7 +75,7 @@ struct Chains {
       if (layout.chains_in_lanes()) {
         for_blocks(k, [&](uint32_t* const* inside, const uint32_t* const* outside, int64_t words) {
           Word block[lanes] = {};
-          for (int64_t c = 0; c < count; ++c) std::memcpy(&block[c], outside[c], words * sizeof(uint32_t));
+          for (int64_t c = 0; c < count; ++c) block[c] = load_some(outside[c], words);
           transpose(block);
           for (int64_t w = 0; w < words; ++w) store_word(inside[w], block[w]);
         });
@@ -93,7 +93,7 @@ struct Chains {
           Word block[lanes] = {};
           for (int64_t w = 0; w < words; ++w) block[w] = load_word(inside[w]);
           transpose(block);
-          for (int64_t c = 0; c < count; ++c) std::memcpy(outside[c], &block[c], words * sizeof(uint32_t));
+          for (int64_t c = 0; c < count; ++c) store_some(outside[c], block[c], words);
         });
       } else {
         for_rows(k, [&](uint32_t* inside, uint32_t* outside, uint64_t bytes) {

@@ -12,7 +12,7 @@ struct Row {
   static constexpr int most_sources = 6;
   const Chains& chains;
   int colour;
-  RowAt at;
+  const RowAt& at;
   uint32_t* own;
   const uint32_t* source[most_sources];  // rows of the other colour: this one twice, then those around
   int direction[most_sources];           // whose bonds
@@ -22,7 +22,7 @@ struct Row {
   const uint32_t* beyond;  // the words behind the last vector or before the first, on the side of `beside`
   uint32_t beyond_shift = 31;
 
-  Row(const Chains& chains_, int colour_, RowAt at_)
+  Row(const Chains& chains_, int colour_, const RowAt& at_)
       : chains(chains_),
         colour(colour_),
         at(at_),
@@ -134,7 +134,7 @@ inline __attribute__((always_inline)) math::Draw<Word> compare_digits(const Row&
 }
 
 template <int neighbours, bool with_bonds, bool whole>
-void update_row(const Chains& chains, int colour, RowAt at, uint32_t step, Undecided& undecided) {
+void update_row(const Chains& chains, int colour, const RowAt& at, uint32_t step, Undecided& undecided) {
   const LatticeLayout& layout = chains.layout;
   const Row row(chains, colour, at);
   const uint64_t block = 2 * static_cast<uint64_t>((colour * layout.rows + at.index) * layout.words);
@@ -151,7 +151,7 @@ void update_row(const Chains& chains, int colour, RowAt at, uint32_t step, Undec
   }
 }
 
-using UpdateRow = void (*)(const Chains&, int, RowAt, uint32_t, Undecided&);
+using UpdateRow = void (*)(const Chains&, int, const RowAt&, uint32_t, Undecided&);
 
 template <int neighbours, bool with_bonds>
 UpdateRow update_of(const Chains& chains) {

@@ -17,6 +17,18 @@ static inline Word load_word(const uint32_t* from) { return *reinterpret_cast<co
 static inline void store_word(uint32_t* to, Word word) { *reinterpret_cast<StoredWord*>(to) = word; }
 static inline Word splat(uint32_t x) { return Word{} + x; }
 
+// Of the first `count` lanes; the others are 0, or stay as they are in memory.
+static inline Word load_some(const uint32_t* from, int64_t count) {
+  if (count == lanes) return load_word(from);
+  Word word = {};
+  std::memcpy(&word, from, static_cast<std::size_t>(count) * sizeof(uint32_t));
+  return word;
+}
+static inline void store_some(uint32_t* to, Word word, int64_t count) {
+  if (count == lanes) return store_word(to, word);
+  std::memcpy(to, &word, static_cast<std::size_t>(count) * sizeof(uint32_t));
+}
+
 // The number of each lane.
 static inline Word lane_numbers() { return Word{0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15}; }
 

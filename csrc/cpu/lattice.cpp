@@ -20,7 +20,7 @@ struct Sums {
 };
 
 template <int neighbours, bool with_bonds>
-void add_row(const Chains& chains, RowAt at, Sums& sums) {
+void add_row(const Chains& chains, const RowAt& at, Sums& sums) {
   for (int colour = 0; colour < 2; ++colour) {
     const Row row(chains, colour, at);
     for (int64_t vector = 0; vector < chains.vectors; ++vector) {

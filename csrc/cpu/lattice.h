@@ -42,8 +42,8 @@ struct LatticeLayout {
   bool chains_in_lanes() const { return step == vector; }
   int64_t colour_words() const { return rows * pitch + vector; }
   // Of a row's first site of a colour.
-  int parity(RowAt row, int colour) const { return static_cast<int>((row.z + row.y + colour) & 1); }
-  int64_t sites(RowAt row, int colour) const { return math::sites_in_row(lattice.width, parity(row, colour)); }
+  int parity(const RowAt& row, int colour) const { return static_cast<int>((row.z + row.y + colour) & 1); }
+  int64_t sites(const RowAt& row, int colour) const { return math::sites_in_row(lattice.width, parity(row, colour)); }
   int64_t chain_words() const { return 2 * rows * words; }
 };
 
