@@ -170,6 +170,20 @@ void correlate_chain(const variate_ising_measure_args& a, int64_t chain, uint64_
 // Spins of two words, in the order of x: one of the even sites and one of the odd ones.
 constexpr int64_t pair_sites = 64;
 
+#if defined(__AVX512F__)
+
+void pack_pair(const int8_t* spins, uint32_t& even, uint32_t& odd) {
+  // The even bytes of each sixteen before the odd ones, and then those of all.
+  const __m512i parted = _mm512_maskz_shuffle_epi8(~0ull, _mm512_loadu_si512(spins),
+                                                   _mm512_set4_epi32(0x0f0d0b09, 0x07050301, 0x0e0c0a08, 0x06040200));
+  const __m512i sorted = _mm512_maskz_permutexvar_epi64(0xff, _mm512_setr_epi64(0, 2, 4, 6, 1, 3, 5, 7), parted);
+  const uint64_t up = _mm512_cmpgt_epi8_mask(sorted, _mm512_setzero_si512());
+  even = static_cast<uint32_t>(up);
+  odd = static_cast<uint32_t>(up >> 32);
+}
+
+#else
+
 // Times eight bytes of 0 and 1: the even ones go to bits 56 ... 59, the odd ones to those above. No two partial
 // products meet.
 constexpr uint64_t gather =
@@ -187,6 +201,8 @@ void pack_pair(const int8_t* __restrict spins, uint32_t& even, uint32_t& odd) {
     odd |= bits >> 4 << 4 * i;
   }
 }
+
+#endif
 
 // The eight spins of a nibble of the even sites and, above it, one of the odd.
 struct Spread {
