@@ -238,11 +238,18 @@ static inline __attribute__((always_inline)) void finish_rounds(const LaneKeys& 
   }
 }
 
-// The words of each lane's counter, a 64-bit number in two halves, of its sample at a step.
-static inline void lane_words(const LaneKeys& keys, const Word& low, const Word& high, const Word& sample,
-                              uint32_t step, Word* out) {
-  Wide c0[1] = {Wide(low)}, c1[1] = {Wide(high)}, c2[1] = {Wide(sample)}, c3[1] = {Wide(splat(step))};
-  finish_rounds<1, 0>(keys, c0, c1, c2, c3, out);
+// The words of each lane's counter, a 64-bit number in two halves, of its sample at a step; of `calls` counters a lane.
+template <int calls>
+static inline void lane_words(const LaneKeys& keys, const Word (&low)[calls], const Word (&high)[calls],
+                              const Word (&sample)[calls], uint32_t step, Word* out) {
+  Wide c0[calls], c1[calls], c2[calls], c3[calls];
+  for (int call = 0; call < calls; ++call) {
+    c0[call] = Wide(low[call]);
+    c1[call] = Wide(high[call]);
+    c2[call] = Wide(sample[call]);
+    c3[call] = Wide(splat(step));
+  }
+  finish_rounds<calls, 0>(keys, c0, c1, c2, c3, out);
 }
 
 #else
@@ -255,11 +262,14 @@ struct LaneKeys {
   }
 };
 
-static inline void lane_words(const LaneKeys& keys, const Word& low, const Word& high, const Word& sample,
-                              uint32_t step, Word* out) {
-  for (int i = 0; i < lanes; ++i) {
-    const math::Words words = math::philox(keys.seed[i], low[i], high[i], sample[i], step);
-    for (int j = 0; j < 4; ++j) out[j][i] = words.w[j];
+template <int calls>
+static inline void lane_words(const LaneKeys& keys, const Word (&low)[calls], const Word (&high)[calls],
+                              const Word (&sample)[calls], uint32_t step, Word* out) {
+  for (int call = 0; call < calls; ++call) {
+    for (int i = 0; i < lanes; ++i) {
+      const math::Words words = math::philox(keys.seed[i], low[call][i], high[call][i], sample[call][i], step);
+      for (int j = 0; j < 4; ++j) out[4 * call + j][i] = words.w[j];
+    }
   }
 }
 
@@ -289,15 +299,15 @@ class LanePlanes {
 #if defined(__AVX512F__) || defined(__AVX2__)
     if (!carries_) return draw_ahead(block, step, out);
 #endif
+    Word low[2], high[2];
     for (int call = 0; call < 2; ++call) {
-      Word low, high;
       for (int i = 0; i < lanes; ++i) {
         const uint64_t counter = first_[i] + block + static_cast<uint64_t>(call);
-        low[i] = static_cast<uint32_t>(counter);
-        high[i] = static_cast<uint32_t>(counter >> 32);
+        low[call][i] = static_cast<uint32_t>(counter);
+        high[call][i] = static_cast<uint32_t>(counter >> 32);
       }
-      lane_words(keys_, low, high, sample_, step, out + 4 * call);
     }
+    lane_words<2>(keys_, low, high, {sample_, sample_}, step, out);
   }
 
  private:

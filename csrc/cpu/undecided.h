@@ -49,6 +49,7 @@ class Undecided {
  private:
   static constexpr int64_t far = int64_t{1} << 30;
   static constexpr uint32_t one_missing = counts * lanes;
+  static constexpr int calls = 2;                     // of Philox beside each other
   static constexpr int batch = 4 * lanes;             // what was stored just now cannot be loaded at once
   static constexpr int capacity = batch + 2 * lanes;  // whole vectors are stored
 
@@ -67,10 +68,11 @@ class Undecided {
   __attribute__((noinline)) void decide_batch() {
     const int queued = queued_ < batch ? queued_ : batch;
     int kept = 0;
-    for (int first = 0; first < queued; first += lanes) {
-      const int count = queued - first < lanes ? queued - first : lanes;
-      store_word(undecided_ + first, decide(first, count));
-      kept = keep(first, kept, nonzero_lanes(load_word(undecided_ + first)));
+    for (int first = 0; first < queued; first += calls * lanes) {
+      decide(first, queued - first < calls * lanes ? queued - first : calls * lanes);
+      for (int from = first; from < first + calls * lanes; from += lanes) {
+        kept = keep(from, kept, nonzero_lanes(load_word(undecided_ + from)));
+      }
     }
     const int behind = queued_ - queued;
     queued_ = keep(queued, kept, (1u << behind) - 1);
@@ -84,43 +86,68 @@ class Undecided {
     return kept + __builtin_popcount(which);
   }
 
-  // +1 where a word of its own is below the rest of the threshold. Returns the sites that are left.
-  Word decide(int first, int count) {
+  // The lowest site of each of sixteen words: its bit, its lane, its number, and where the rest of its threshold is.
+  struct Sites {
+    Word left, bit, lane, number, threshold;
+  };
+
+  Sites lowest(int first, int count) const {
     const Word valid = reinterpret_cast<Word>(lane_numbers() < splat(static_cast<uint32_t>(count)));
     const Word some = load_word(undecided_ + first) & valid, bit = some & -some;
     const auto digit = [&](const uint32_t* of, uint32_t weight) {
       return reinterpret_cast<Word>((load_word(of + first) & bit) != 0) & weight;
     };
     const Word base = load_word(threshold_ + first) & valid, lane = base % lanes;
-    const Word threshold =
-        base + digit(ones_, lanes) + digit(twos_, 2 * lanes) + digit(fours_, 4 * lanes) + digit(lonely_, one_missing);
-    const Word site = load_word(site_ + first) + lane * sites_apart_ + place_of_bit(bit) * 2;
-    const Word below = reinterpret_cast<Word>(draw(lane, site) < look_up(chains_.rest_of[0][0], threshold));
-    uint32_t up[lanes], word[lanes];
-    store_word(up, bit & below);
-    store_word(word, load_word(word_ + first) + lane);
-    uint32_t* const words = colour_ + first_word_;
-    for (int i = 0; i < count; ++i) words[word[i]] |= up[i];
-    return some ^ bit;
+    return {
+        some ^ bit, bit, lane, load_word(site_ + first) + lane * sites_apart_ + place_of_bit(bit) * 2,
+        base + digit(ones_, lanes) + digit(twos_, 2 * lanes) + digit(fours_, 4 * lanes) + digit(lonely_, one_missing)};
+  }
+
+  // +1 where a word of its own is below the rest of the threshold. Keeps what sites are left.
+  void decide(int first, int count) {
+    const int counts_of[calls] = {count < lanes ? count : lanes, count < lanes ? 0 : count - lanes};
+    const Sites sites[calls] = {lowest(first, counts_of[0]), lowest(first + lanes, counts_of[1])};
+    Word drawn[calls];
+    draw(sites, drawn);
+    for (int call = 0; call < calls; ++call) {
+      const int from = first + call * lanes;
+      const Sites& s = sites[call];
+      const Word below = reinterpret_cast<Word>(drawn[call] < look_up(chains_.rest_of[0][0], s.threshold));
+      uint32_t up[lanes], word[lanes];
+      store_word(up, s.bit & below);
+      store_word(word, load_word(word_ + from) + s.lane);
+      uint32_t* const words = colour_ + first_word_;
+      for (int i = 0; i < counts_of[call]; ++i) words[word[i]] |= up[i];
+      store_word(undecided_ + from, s.left);
+    }
   }
 
   // The word of each site's element.
-  Word draw(const Word& lane, const Word& site) const {
-    const Word block = site / 4, low = __builtin_shuffle(counter_low_, lane) + block;
-    const Word carry = reinterpret_cast<Word>(low < block);  // -1
-    const Word high = __builtin_shuffle(counter_high_, lane) - carry;
-    const Word sample = __builtin_shuffle(chains_.rest.sample, lane);
-    Word words[4];
-    if (chains_.rest.one_key) {
-      lane_words(chains_.rest_keys, low, high, sample, step_, words);
-    } else {
-      uint64_t seed[lanes];
-      for (int i = 0; i < lanes; ++i) seed[i] = chains_.rest.seed[lane[i]];
-      lane_words(LaneKeys(seed), low, high, sample, step_, words);
+  void draw(const Sites (&sites)[calls], Word (&drawn)[calls]) const {
+    Word low[calls], high[calls], sample[calls], words[4 * calls];
+    for (int call = 0; call < calls; ++call) {
+      const Word lane = sites[call].lane, block = sites[call].number / 4;
+      low[call] = __builtin_shuffle(counter_low_, lane) + block;
+      const Word carry = reinterpret_cast<Word>(low[call] < block);  // -1
+      high[call] = __builtin_shuffle(counter_high_, lane) - carry;
+      sample[call] = __builtin_shuffle(chains_.rest.sample, lane);
     }
-    const Word odd = reinterpret_cast<Word>((site & 1) != 0), upper = reinterpret_cast<Word>((site & 2) != 0);
-    const Word lower_pair = (words[0] & ~odd) | (words[1] & odd), upper_pair = (words[2] & ~odd) | (words[3] & odd);
-    return (lower_pair & ~upper) | (upper_pair & upper);
+    if (chains_.rest.one_key) {
+      lane_words<calls>(chains_.rest_keys, low, high, sample, step_, words);
+    } else {
+      for (int call = 0; call < calls; ++call) {
+        uint64_t seed[lanes];
+        for (int i = 0; i < lanes; ++i) seed[i] = chains_.rest.seed[sites[call].lane[i]];
+        lane_words<1>(LaneKeys(seed), {low[call]}, {high[call]}, {sample[call]}, step_, words + 4 * call);
+      }
+    }
+    for (int call = 0; call < calls; ++call) {
+      const Word odd = reinterpret_cast<Word>((sites[call].number & 1) != 0);
+      const Word upper = reinterpret_cast<Word>((sites[call].number & 2) != 0);
+      const Word* w = words + 4 * call;
+      const Word lower_pair = (w[0] & ~odd) | (w[1] & odd), upper_pair = (w[2] & ~odd) | (w[3] & odd);
+      drawn[call] = (lower_pair & ~upper) | (upper_pair & upper);
+    }
   }
 
   const Chains& chains_;
