@@ -27,6 +27,7 @@ from .logistic import (
     discretized_logistic_nll_backward,
 )
 from .random import bernoulli, bits, categorical, exponential, fold_in, gumbel, normal, randint, uniform
+from .rbm import rbm_gibbs
 from .relaxed import (
     bernoulli_straight_through,
     gumbel_softmax,
@@ -85,6 +86,7 @@ __all__ = [
     "normal_rsample_kl",
     "normal_rsample_kl_backward",
     "randint",
+    "rbm_gibbs",
     "relaxed_bernoulli_rsample",
     "relaxed_bernoulli_rsample_backward",
     "uniform",

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from .elementary import hex_float
 from .philox import fold_in_key, noise_words
-from .tiles import launch
+from .tiles import int32, launch, per_chain
 
 BLOCK = 256
 COUNTS = 8  # of neighbours that pull up, of which six are the most
@@ -450,15 +450,6 @@ def _index_type(sites: int) -> tl.dtype:
     return tl.int32 if sites < 2**31 - 2**16 else tl.int64
 
 
-def _int32(x: int) -> int:
-    """The low 32 bits, as what Triton takes for an int32."""
-    return (x + 2**31) % 2**32 - 2**31
-
-
-def _per_chain(x: Tensor) -> tuple[Tensor, int]:
-    return x, x.stride(0) if x.numel() > 1 else 0
-
-
 def ising_pack(spins: Tensor, dimensions: int, open: bool) -> Tensor:
     """variate::ising_pack"""
     *rows, width = spins.shape[1:]
@@ -519,14 +510,14 @@ def ising_gibbs(
     tables = 2 * dimensions + 1 if open else 1
     table = torch.empty((chains, tables, COUNTS), dtype=torch.int64, device=words.device)
     launch(
-        _thresholds_kernel, triton.cdiv(chains, 128), *map(_per_chain, (beta, coupling, field)), table, chains,
+        _thresholds_kernel, triton.cdiv(chains, 128), *map(per_chain, (beta, coupling, field)), table, chains,
         device=words.device, NEIGHBOURS=2 * dimensions, TABLES=tables, ROWS=128,
     )  # fmt: skip
     key = key.contiguous()
     for sweep in range(sweeps):
         for colour in range(2):
             _launch_words(
-                _update_kernel, words, bonds, open, sides, table, key, first_sample, _int32(first_step + sweep), colour,
+                _update_kernel, words, bonds, open, sides, table, key, first_sample, int32(first_step + sweep), colour,
                 BATCHED=key.dim() > 1, TABLES=tables,
             )  # fmt: skip
         if moments is not None and (sweep + 1) % measure_every == 0:

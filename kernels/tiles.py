@@ -52,6 +52,16 @@ def scalar(value: Tensor | float | None, dtype: torch.dtype, device: torch.devic
     return torch.full((), value, dtype=dtype, device=device) if dtype == torch.float64 else value
 
 
+def int32(x: int) -> int:
+    """The low 32 bits, as what Triton takes for an int32."""
+    return (x + 2**31) % 2**32 - 2**31
+
+
+def per_chain(x: Tensor) -> tuple[Tensor, int]:
+    """A number for all chains, or one for each, and its stride."""
+    return x, x.stride(0) if x.numel() > 1 else 0
+
+
 def launch(kernel, programs: int, *args, device: torch.device, layers: int = 1, warps: int = 4, **constants) -> None:
     """Run a grid of `layers` times `programs`. Nothing is contracted, tuned or waited for."""
     if constants.get("DTYPE") == tl.float64:  # needs twice the registers an element

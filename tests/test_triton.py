@@ -1009,6 +1009,179 @@ def test_ising_of_nothing(interpreted):
     assert sums.shape == (0, 2) and correlation.shape == (0, 2)
 
 
+# Boltzmann machines.
+
+BERNOULLI, GAUSSIAN, CATEGORICAL = 0, 1, 2
+
+
+def machine(kind, chains, units, hidden_units, categories=0):
+    """Chains, and a machine of which some units are certain."""
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(units, hidden_units, generator=generator) / math.sqrt(units + 1)
+    biases = [torch.randn(n, generator=generator) for n in weight.shape]
+    if kind != GAUSSIAN and units > 3:
+        biases[0][1] = -math.inf
+    if hidden_units > 3:
+        biases[1][:2] = torch.tensor([math.inf, -math.inf])
+    if kind == GAUSSIAN:
+        visible = torch.randn(chains, units, generator=generator)
+    else:
+        size = (chains, units // categories) if categories else (chains, units)
+        visible = torch.randint(0, categories or 2, size, generator=generator, dtype=torch.uint8)
+    return visible, weight, *biases
+
+
+def gibbs_arguments(kind, visible, weight, visible_bias, hidden_bias, *, beta=0.9, clamp=None, steps=2, first_step=0,
+                    categories=0, probs=True, key=KEY, first_sample=0):  # fmt: skip
+    """Those of variate::rbm_gibbs, with what it fills."""
+    chains, (units, hidden_units) = len(visible), weight.shape
+    return [
+        visible.clone(), new(chains, hidden_units, dtype=torch.uint8), weight, visible_bias, hidden_bias,
+        torch.as_tensor(beta, dtype=torch.float32), clamp, steps, first_step, kind, categories,
+        new(chains, units) if probs and steps else None, new(chains, hidden_units) if probs else None,
+        tensor_of(key), first_sample,
+    ]  # fmt: skip
+
+
+def same(actual, expected):
+    """Equal in bits, or not there; NaN as -1."""
+    if expected is None or actual is None:
+        return actual is expected
+    return torch.equal(actual.nan_to_num(-1.0), expected.nan_to_num(-1.0))
+
+
+def filled_by(call, arguments):
+    """visible, hidden and their probabilities after a call."""
+    arguments = [a.clone() if isinstance(a, torch.Tensor) else a for a in arguments]
+    arguments = call(*arguments) or arguments
+    return [arguments[i] for i in (0, 1, 11, 12)]
+
+
+def interpreted_and_compiled(interpreted, kind, *args, **options):
+    pytest.importorskip("variate")
+    arguments = gibbs_arguments(kind, *args, **options)
+    actual = filled_by(lambda *a: interpreted.filled("rbm_gibbs", *a), arguments)
+    return actual, filled_by(torch.ops.variate.rbm_gibbs, arguments)
+
+
+KEYS = [KEY, (1, 2), (3, -1), (2**64 - 1, 2**64 - 2)]
+
+
+@pytest.mark.parametrize(
+    ("chains", "units", "hidden_units", "options"),
+    [
+        (3, 70, 67, {"first_step": 2**32 - 2, "first_sample": 2**32 - 3}),
+        (130, 5, 3, {"steps": 1}),
+        (3, 9, 130, {"steps": 0, "first_step": 7}),
+        (4, 9, 11, {"key": KEYS, "beta": [0.0, 1.0, 3.0, 40.0]}),
+        (4, 9, 11, {"clamp": torch.tensor([1, 0, 1, 1, 0, 0, 0, 1, 1], dtype=torch.uint8), "probs": False}),
+        (4, 9, 11, {"clamp": (torch.arange(72).view(9, 8)[:, ::2] % 3 == 0).t().to(torch.uint8)}),
+        (4, 1, 1, {}),
+        (4, 0, 5, {"steps": 1}),
+        (4, 5, 0, {"steps": 1}),
+    ],
+)
+def test_binary_machine(interpreted, chains, units, hidden_units, options):
+    """Fields are integers: bits equal everywhere."""
+    actual, expected = interpreted_and_compiled(
+        interpreted, BERNOULLI, *machine(BERNOULLI, chains, units, hidden_units), **options
+    )
+    for a, e in zip(actual, expected, strict=True):
+        assert same(a, e)
+
+
+def test_machine_reads_strides_and_takes_what_is_not_0_as_1(interpreted):
+    visible, weight, *biases = machine(BERNOULLI, 3, 12, 9)
+    expected = interpreted_and_compiled(interpreted, BERNOULLI, visible, weight, *biases)[0]
+    strided = [torch.stack([b, b], -1)[:, 0] for b in biases]
+    actual = interpreted_and_compiled(interpreted, BERNOULLI, 255 * visible, weight.t().contiguous().t(), *strided)
+    for pair in actual:
+        assert all(torch.equal(a, e) for a, e in zip(pair, expected, strict=True))
+
+
+def test_machine_of_extreme_weights(interpreted):
+    """Scales at both ends, weights that roundings push over or under the bound on their sum, and none at all."""
+    visible = torch.ones(2, 301, dtype=torch.uint8)
+    almost_1 = 1.0 - 2.0**-24
+    columns = [torch.full((301,), x) for x in (0.0, 1e38, -1e-38, 1e-44, 2.0**-100, 1.0)]
+    for fraction in (0.49, 0.5, 0.51, 0.6):  # of 2^-31, beside a sum that is 128 of them below 1
+        for count in (180, 210, 300):
+            column = torch.zeros(301)
+            column[0], column[1 : 1 + count] = almost_1, -fraction * 2.0**-31
+            columns.append(column)
+    columns.append(torch.linspace(-3e38, 3e38, 301))
+    columns.append(torch.where(torch.arange(301) == 7, math.nan, torch.linspace(-1e-3, 1e-3, 301)))
+    weight = torch.stack(columns, 1)
+    biases = torch.linspace(-2.0, 2.0, 301), torch.linspace(-1.0, 1.0, len(columns))
+    biases[1][1], biases[1][2] = 3e38, 1e-45
+    actual, expected = interpreted_and_compiled(interpreted, BERNOULLI, visible, weight, *biases, beta=1e-3)
+    assert all(torch.equal(a, e) for a, e in zip(actual, expected, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("units", "hidden_units", "categories", "options"),
+    [
+        (69, 67, 3, {"first_step": 2**32 - 2, "first_sample": 2**32 - 4}),
+        (140, 9, 70, {"key": KEYS}),
+        (256, 3, 256, {"beta": [0.0, 1.0, 3.0, 40.0]}),
+        (300, 5, 10, {"clamp": torch.arange(30).to(torch.uint8) % 2}),
+        (12, 5, 2, {"clamp": torch.arange(24).view(4, 6).to(torch.uint8) % 3, "probs": False}),
+        (7, 5, 1, {}),
+        (12, 5, 4, {"steps": 0}),
+    ],
+)
+def test_categorical_machine(interpreted, units, hidden_units, categories, options):
+    actual, expected = interpreted_and_compiled(
+        interpreted, CATEGORICAL, *machine(CATEGORICAL, 4, units, hidden_units, categories), categories=categories,
+        **options,
+    )  # fmt: skip
+    for i, (a, e) in enumerate(zip(actual, expected, strict=True)):
+        if i == 2 and e is not None:  # p(v): sums over the categories in another order
+            torch.testing.assert_close(a, e, rtol=2e-6, atol=0, equal_nan=True)
+        else:
+            assert same(a, e)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"first_step": 2**32 - 2, "first_sample": 2**32 - 4},
+        {"key": KEYS, "beta": [0.3, 1.0, 3.0, 40.0], "steps": 1},
+        {"clamp": torch.arange(70).to(torch.uint8) % 2, "probs": False},
+        {"steps": 0},
+    ],
+)
+def test_gaussian_machine(interpreted, options):
+    """The hidden layer's sums are float32. They may decide a draw otherwise where it is within their rounding: with
+    these seeds none is. Everything else is the same sequence of operations."""
+    actual, expected = interpreted_and_compiled(interpreted, GAUSSIAN, *machine(GAUSSIAN, 4, 70, 67), **options)
+    for a, e in zip(actual[:3], expected[:3], strict=True):
+        assert same(a, e)
+    if expected[3] is not None:  # 70 terms below 4, times the slope of the sigmoid at beta 40
+        assert bool(((actual[3] - expected[3]).abs() < 10 * 70 * 2.0**-23).all())
+
+
+def test_steps_of_a_machine_split_over_calls(interpreted):
+    visible, *parameters = machine(CATEGORICAL, 3, 21, 9, 3)
+    options = {"categories": 3, "probs": False}
+    whole = interpreted_and_compiled(interpreted, CATEGORICAL, visible, *parameters, **options, steps=3)[0]
+    part = interpreted_and_compiled(interpreted, CATEGORICAL, visible, *parameters, **options, steps=1)[0]
+    rest = interpreted_and_compiled(interpreted, CATEGORICAL, part[0], *parameters, **options, steps=2, first_step=1)[0]
+    assert torch.equal(rest[0], whole[0]) and torch.equal(rest[1], whole[1])
+    row = {**options, "steps": 3, "first_sample": 2}
+    alone = interpreted_and_compiled(interpreted, CATEGORICAL, visible[2:], *parameters, **row)[0]
+    assert torch.equal(alone[0], whole[0][2:]) and torch.equal(alone[1], whole[1][2:])
+
+
+@pytest.mark.parametrize("kind", [BERNOULLI, GAUSSIAN, CATEGORICAL])
+def test_machine_of_nothing(interpreted, kind):
+    visible, *parameters = machine(kind, 0, 6, 5, 3 if kind == CATEGORICAL else 0)
+    actual, _ = interpreted_and_compiled(
+        interpreted, kind, visible, *parameters, categories=3 if kind == CATEGORICAL else 0
+    )
+    assert actual[0].shape == visible.shape and actual[1].shape == (0, 5)
+
+
 # Compiled without a GPU.
 
 
@@ -1194,6 +1367,20 @@ def test_lattice_kernels_compile_without_spills(capability, shape, is_open, bond
             check_compiled(kernel, torch.float64)
 
 
+@pytest.mark.parametrize("capability", [80, 90])
+@pytest.mark.parametrize(("kind", "categories"), [(BERNOULLI, 0), (GAUSSIAN, 0), (CATEGORICAL, 10)])
+@pytest.mark.parametrize("plain", [True, False])
+def test_machine_kernels_compile_without_spills(capability, kind, categories, plain):
+    kernels = load_kernels()
+    visible, *parameters = machine(kind, 256, 790, 500, categories)
+    options = {"probs": False} if plain else {"clamp": torch.zeros_like(visible, dtype=torch.uint8), "key": KEYS * 64}
+    arguments = gibbs_arguments(kind, visible, *parameters, categories=categories, steps=1, **options)
+    for kernel in aot.compiled(capability, lambda: kernels.rbm_gibbs(*arguments)):
+        check_compiled(kernel, torch.float32)
+        if "half_step" in kernel.name and kind != GAUSSIAN:
+            assert {80: "mma.sync", 90: "wgmma.mma_async"}[capability] in kernel.ptx
+
+
 @triton.jit
 def _multiply_add_kernel(x, out):
     i = tl.arange(0, 128)
@@ -1340,3 +1527,33 @@ def test_ising_on_the_gpu_equals_the_cpu_in_bits(shape, is_open, bonded):
     actual = kernels.ising_measure(on_gpu, *how, bonds_on_gpu, 40)
     assert all(torch.equal(a.cpu(), e) for a, e in zip(actual, expected, strict=True))
     assert torch.equal(kernels.ising_unpack(on_gpu, shape[-1]).cpu(), torch.ops.variate.ising_unpack(words, shape[-1]))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(("kind", "categories"), [(BERNOULLI, 0), (GAUSSIAN, 0), (CATEGORICAL, 10)])
+@pytest.mark.parametrize("batched", [False, True])
+def test_machines_on_the_gpu_equal_the_cpu(kind, categories, batched):
+    """In bits; of Gaussian visibles one step from states that the float32 sums of the hidden layer decide alike."""
+    pytest.importorskip("variate")
+    kernels = load_kernels()
+    for sizes in ((300, 790, 500), (1, 70, 33), (129, 250, 256)):
+        visible, *parameters = machine(kind, *sizes, categories)
+        options = {"categories": categories, "steps": 1 if kind == GAUSSIAN else 5, "first_step": 3}
+        if batched:
+            chains = sizes[0]
+            clamp = (torch.arange(visible.numel()).view(visible.shape) % 3 == 0).to(torch.uint8)
+            keys = [(i, 7 * i) for i in range(chains)]
+            options |= {"clamp": clamp, "key": keys, "beta": torch.linspace(0.5, 2.0, chains)}
+        arguments = gibbs_arguments(kind, visible, *parameters, **options)
+        on_gpu = [a.cuda() if isinstance(a, torch.Tensor) else a for a in arguments]
+        actual = [a.cpu() for a in filled_by(kernels.rbm_gibbs, on_gpu)]
+        expected = filled_by(torch.ops.variate.rbm_gibbs, arguments)
+        if kind == GAUSSIAN:
+            torch.testing.assert_close(actual[3], expected[3], rtol=0, atol=1e-4)
+            agree = (actual[1] == expected[1]).all(1)  # a draw may be within rounding of its threshold
+            assert agree.float().mean() > 0.9
+            assert torch.equal(actual[0][agree], expected[0][agree])
+        else:
+            assert torch.equal(actual[0], expected[0]) and torch.equal(actual[1], expected[1])
+            assert torch.equal(actual[3], expected[3])
+            torch.testing.assert_close(actual[2], expected[2], rtol=2e-6 if kind == CATEGORICAL else 0, atol=0)

@@ -108,6 +108,11 @@ SCHEMAS = {
         " SymInt first_sample) -> ()"
     ),
     "ising_measure": ("(Tensor words, SymInt width, bool open, Tensor? bonds, SymInt distance) -> (Tensor, Tensor)"),
+    "rbm_gibbs": (
+        "(Tensor(a!) visible, Tensor(b!) hidden, Tensor weight, Tensor visible_bias, Tensor hidden_bias, Tensor beta,"
+        " Tensor? clamp, SymInt steps, SymInt first_step, int visible_kind, int categories, Tensor(c!)? visible_probs,"
+        " Tensor(d!)? hidden_probs, Tensor key, SymInt first_sample) -> ()"
+    ),
     "linear_bernoulli_nll": _LINEAR_NLL,
     "linear_bernoulli_nll_backward": _LINEAR_NLL_BACKWARD,
     "linear_categorical_nll": _LINEAR_NLL,
