@@ -26,6 +26,7 @@ from .logistic import (
     discretized_logistic_nll,
     discretized_logistic_nll_backward,
 )
+from .potts import potts_gibbs
 from .random import bernoulli, bits, categorical, exponential, fold_in, gumbel, normal, randint, uniform
 from .rbm import rbm_gibbs
 from .relaxed import (
@@ -85,6 +86,7 @@ __all__ = [
     "normal_rsample",
     "normal_rsample_kl",
     "normal_rsample_kl_backward",
+    "potts_gibbs",
     "randint",
     "rbm_gibbs",
     "relaxed_bernoulli_rsample",

@@ -446,7 +446,7 @@ def _sides(rows: torch.Size | list[int], width: int) -> tuple[int, int, int, int
     return (rows[0] if len(rows) > 1 else 1, rows[-1], width, ((width + 1) // 2 + 31) // 32)
 
 
-def _index_type(sites: int) -> tl.dtype:
+def index_type(sites: int) -> tl.dtype:
     return tl.int32 if sites < 2**31 - 2**16 else tl.int64
 
 
@@ -458,7 +458,7 @@ def ising_pack(spins: Tensor, dimensions: int, open: bool) -> Tensor:
     if out.numel() > 0:
         launch(
             _pack_kernel, triton.cdiv(out.numel(), BLOCK), spins.contiguous(), out, *sides, out.numel(),
-            device=out.device, INDEX=_index_type(math.prod(sides[:3])), SIZE=BLOCK,
+            device=out.device, INDEX=index_type(math.prod(sides[:3])), SIZE=BLOCK,
         )  # fmt: skip
     return out
 
@@ -471,7 +471,7 @@ def ising_unpack(words: Tensor, width: int) -> Tensor:
     if out.numel() > 0:
         launch(
             _unpack_kernel, triton.cdiv(out.numel(), BLOCK), words, out, *sides, out.numel(),
-            device=out.device, INDEX=_index_type(math.prod(sides[:3])), SIZE=BLOCK,
+            device=out.device, INDEX=index_type(math.prod(sides[:3])), SIZE=BLOCK,
         )  # fmt: skip
     return out
 
@@ -483,7 +483,7 @@ def _launch_words(kernel, words: Tensor, bonds: Tensor | None, open: bool, sides
     launch(
         kernel, len(words) * blocks, words, words if bonds is None else bonds, *args, *sides, blocks,
         device=words.device, DIMENSIONS=words.dim() - 2, OPEN=open, BONDS=bonds is not None,
-        INDEX=_index_type(math.prod(sides[:3])), SIZE=BLOCK, **constants,
+        INDEX=index_type(math.prod(sides[:3])), SIZE=BLOCK, **constants,
     )  # fmt: skip
 
 
@@ -543,6 +543,6 @@ def ising_measure(words: Tensor, width: int, open: bool, bonds: Tensor | None, d
         blocks = triton.cdiv(math.prod(sides[:3]), 4 * BLOCK)
         launch(
             _correlation_kernel, len(words) * blocks * distance, words, correlation, *sides, distance, blocks,
-            device=words.device, OPEN=open, INDEX=_index_type(math.prod(sides[:3])), SIZE=4 * BLOCK,
+            device=words.device, OPEN=open, INDEX=index_type(math.prod(sides[:3])), SIZE=4 * BLOCK,
         )  # fmt: skip
     return _sums(words, open, bonds, sides), correlation

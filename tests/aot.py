@@ -77,10 +77,15 @@ def _inspect(kernel) -> Compiled:
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(kernel.asm["cubin"])
         file.flush()
-        report = subprocess.run(
-            [tool, "--dump-resource-usage", file.name], capture_output=True, text=True, check=True
-        ).stdout
-    usage = {name: int(value) for name, value in re.findall(r"(REG|STACK|LOCAL|SHARED):(\d+)", report)}
+
+        def dumped(what: str) -> str:
+            return subprocess.run(
+                [tool, f"--dump-{what}", file.name], capture_output=True, text=True, check=True
+            ).stdout
+
+        usage = {name: int(n) for name, n in re.findall(r"(REG|STACK|LOCAL|SHARED):(\d+)", dumped("resource-usage"))}
+        if usage["STACK"] and not re.search(r"\b(LDL|STL)\b", dumped("sass")):
+            usage["STACK"] = 0  # a frame that no instruction reads or writes
     return Compiled(
         name=kernel.metadata.name,
         ptx=kernel.asm["ptx"],

@@ -1009,6 +1009,60 @@ def test_ising_of_nothing(interpreted):
     assert sums.shape == (0, 2) and correlation.shape == (0, 2)
 
 
+def potts_example(shape, q, field, chains=3):
+    """States, and numbers of which some pull apart and some freeze."""
+    generator = torch.Generator().manual_seed(0)
+    states = torch.randint(0, q, (chains, *shape), generator=generator, dtype=torch.uint8)
+    beta = torch.tensor([0.7, -1.1, 30.0], dtype=torch.float64)[:chains]
+    fields = None
+    if field:
+        fields = torch.randn(*((chains, q) if field > 1 else (q,)), generator=generator, dtype=torch.float64)
+        fields[..., 1] = -math.inf
+    return states, (beta.abs() if field else beta, torch.tensor(0.9, dtype=torch.float64), fields)
+
+
+@pytest.mark.parametrize(
+    ("shape", "is_open", "q", "field"),
+    [
+        ((2, 2), False, 2, 0),
+        ((4, 30), False, 3, 0),
+        ((6, 140), False, 5, 1),
+        ((2, 4, 6), False, 4, 2),
+        ((3, 3), True, 3, 1),
+        ((3, 127), True, 5, 0),
+        ((2, 3, 5), True, 3, 2),
+    ],
+)
+def test_potts(interpreted, shape, is_open, q, field):
+    """Weights are whole numbers: bits equal everywhere."""
+    pytest.importorskip("variate")
+    states, numbers = potts_example(shape, q, field)
+    for key, first_sample in ((tensor_of(KEY), 2**32 - 3), (tensor_of([KEY, (1, 2), (3, -1)]), 0)):
+        arguments = (q, is_open, *numbers, 2, 2**32 - 1, key, first_sample)
+        expected = states.clone()
+        torch.ops.variate.potts_gibbs(expected, *arguments)
+        assert torch.equal(interpreted.potts_gibbs(states, *arguments), expected)
+        assert not torch.equal(expected, states) or math.prod(shape) < 10
+    pair = [(*arguments[:-4], 1, step, key, first_sample) for step in (2**32 - 1, 2**32)]
+    assert torch.equal(interpreted.potts_gibbs(interpreted.potts_gibbs(states, *pair[0]), *pair[1]), expected)
+    assert torch.equal(interpreted.potts_gibbs(states, *arguments[:-4], 0, 0, key, first_sample), states)
+
+
+def test_potts_of_255_states(interpreted):
+    """255 is what stands beyond an open boundary."""
+    pytest.importorskip("variate")
+    states, numbers = potts_example((2, 3), 255, 0, chains=1)
+    arguments = (255, True, *numbers, 1, 0, tensor_of(KEY), 0)
+    expected = states.clone()
+    torch.ops.variate.potts_gibbs(expected, *arguments)
+    assert torch.equal(interpreted.potts_gibbs(states, *arguments), expected)
+
+
+def test_potts_of_nothing(interpreted):
+    states, numbers = potts_example((4, 6), 3, 0, chains=0)
+    assert interpreted.potts_gibbs(states, 3, False, *numbers, 1, 0, tensor_of(KEY), 0).shape == (0, 4, 6)
+
+
 # Boltzmann machines.
 
 BERNOULLI, GAUSSIAN, CATEGORICAL = 0, 1, 2
@@ -1368,6 +1422,19 @@ def test_lattice_kernels_compile_without_spills(capability, shape, is_open, bond
 
 
 @pytest.mark.parametrize("capability", [80, 90])
+@pytest.mark.parametrize(
+    ("shape", "is_open", "q", "field"),
+    [((256, 256), False, 3, 0), ((250, 251), True, 10, 1), ((64, 64, 64), False, 3, 2), ((5, 6, 7), True, 255, 0)],
+)
+def test_potts_kernels_compile_without_spills(capability, shape, is_open, q, field):
+    kernels = load_kernels()
+    states, numbers = potts_example(shape, q, field)
+    key = tensor_of([KEY] * 3 if field else KEY)
+    for kernel in aot.compiled(capability, lambda: kernels.potts_gibbs(states, q, is_open, *numbers, 1, 0, key, 0)):
+        check_compiled(kernel, torch.float64)
+
+
+@pytest.mark.parametrize("capability", [80, 90])
 @pytest.mark.parametrize(("kind", "categories"), [(BERNOULLI, 0), (GAUSSIAN, 0), (CATEGORICAL, 10)])
 @pytest.mark.parametrize("plain", [True, False])
 def test_machine_kernels_compile_without_spills(capability, kind, categories, plain):
@@ -1527,6 +1594,21 @@ def test_ising_on_the_gpu_equals_the_cpu_in_bits(shape, is_open, bonded):
     actual = kernels.ising_measure(on_gpu, *how, bonds_on_gpu, 40)
     assert all(torch.equal(a.cpu(), e) for a, e in zip(actual, expected, strict=True))
     assert torch.equal(kernels.ising_unpack(on_gpu, shape[-1]).cpu(), torch.ops.variate.ising_unpack(words, shape[-1]))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("field", [0, 1, 2])
+@pytest.mark.parametrize(("shape", "is_open"), [((256, 256), False), ((251, 130), True), ((8, 6, 66), False)])
+def test_potts_on_the_gpu_equals_the_cpu_in_bits(shape, is_open, field):
+    pytest.importorskip("variate")
+    kernels = load_kernels()
+    for q in (2, 3, 10, 255):
+        states, numbers = potts_example(shape, q, field)
+        on_gpu = states.cuda()
+        numbers_on_gpu = [None if number is None else number.cuda() for number in numbers]
+        torch.ops.variate.potts_gibbs(states, q, is_open, *numbers, 10, 7, tensor_of(KEY), 2)
+        kernels.potts_gibbs(on_gpu, q, is_open, *numbers_on_gpu, 10, 7, tensor_of(KEY).cuda(), 2)
+        assert torch.equal(on_gpu.cpu(), states)
 
 
 @pytest.mark.gpu

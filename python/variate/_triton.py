@@ -108,6 +108,10 @@ SCHEMAS = {
         " SymInt first_sample) -> ()"
     ),
     "ising_measure": ("(Tensor words, SymInt width, bool open, Tensor? bonds, SymInt distance) -> (Tensor, Tensor)"),
+    "potts_gibbs": (
+        "(Tensor(a!) states, SymInt q, bool open, Tensor beta, Tensor coupling, Tensor? field, SymInt sweeps,"
+        " SymInt first_step, Tensor key, SymInt first_sample) -> ()"
+    ),
     "rbm_gibbs": (
         "(Tensor(a!) visible, Tensor(b!) hidden, Tensor weight, Tensor visible_bias, Tensor hidden_bias, Tensor beta,"
         " Tensor? clamp, SymInt steps, SymInt first_step, int visible_kind, int categories, Tensor(c!)? visible_probs,"
