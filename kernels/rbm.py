@@ -1,7 +1,7 @@
 """Gibbs steps of Boltzmann machines in fixed point: the twin of variate/math/rbm.hpp and csrc/cpu/rbm.cpp, bit for bit.
 
-States are int8 0 and 1 in scratch whose sides are padded with 0. A weight in fixed point is four signed bytes, and the
-field of a unit four sums of int8 products, put together modulo 2^32; it lies within 2^31.
+States are int8 0 and 1 in scratch whose sides are padded with 0. A weight in fixed point is four signed bytes, limbs
+[units, 4, inputs], so a unit is four columns of an int8 product, put together modulo 2^32; the whole is within 2^31.
 """
 
 from __future__ import annotations
@@ -21,7 +21,9 @@ CHAINS = 128  # of a tile
 UNITS = 32  # of a tile
 DEPTH = 64  # inputs at a time; layers are padded to a multiple
 MOST_UNITS = 2**24  # with more, sums of bytes could leave 32 bits, at which some GPUs saturate
-GAUSSIAN, CATEGORICAL = 1, 2  # variate_visible_kind
+SMALL, SMALL_WORK = 2**16, 2**28  # up to so many weights, and weights times chains, all steps are one launch
+SMALL_CHAINS = 16  # of a program of it, which reads all weights at each step
+BERNOULLI, GAUSSIAN, CATEGORICAL = 0, 1, 2  # variate_visible_kind
 
 
 @triton.jit
@@ -51,7 +53,7 @@ def load_weights(weight, unit, i, units, inputs):
 
 
 @triton.jit
-def _prepare_kernel(weight, bias, limbs, fixed_bias, inverse, offset, inputs, units, depth, plane, ROWS: tl.constexpr,
+def _prepare_kernel(weight, bias, limbs, fixed_bias, inverse, offset, inputs, units, depth, ROWS: tl.constexpr,
                     DEPTH: tl.constexpr):  # fmt: skip
     """Each unit's weights and bias as multiples of 2^-e, e the largest with a sum of magnitudes below 2^31 of them."""
     unit = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
@@ -82,34 +84,25 @@ def _prepare_kernel(weight, bias, limbs, fixed_bias, inverse, offset, inputs, un
         q = quantise(load_weights(weight, unit, i, units, inputs), scale[:, None])
         # Signed bytes from the lowest on: the sum carries, and taking 128 from a byte is flipping its highest bit.
         digits = (q.to(tl.uint32, bitcast=True) + 0x00808080) ^ 0x00808080
-        at = limbs + unit.to(tl.int64)[:, None] * depth + i[None, :]
+        at = limbs + 4 * unit.to(tl.int64)[:, None] * depth + i[None, :]
         for limb in tl.static_range(4):
-            tl.store(at + limb * plane.to(tl.int64), (digits >> (8 * limb)).to(tl.uint8).to(tl.int8, bitcast=True))
+            tl.store(at + limb * depth, (digits >> (8 * limb)).to(tl.uint8).to(tl.int8, bitcast=True))
 
 
 @triton.jit
-def fixed_field(states, layer, row, unit, ROWS: tl.constexpr, UNITS: tl.constexpr, DEPTH: tl.constexpr):
+def fixed_field(states, layer, row, unit, first_unit, ROWS: tl.constexpr, UNITS: tl.constexpr, DEPTH: tl.constexpr):
     """Logits [ROWS, UNITS] of a layer given states [rows, depth] of the other, rounded once each."""
-    limbs, fixed_bias, inverse, offset, depth, plane = layer
-    plane = plane.to(tl.int64)
+    limbs, fixed_bias, inverse, offset, depth = layer
     k = tl.arange(0, DEPTH)
+    limb = (4 * first_unit + tl.arange(0, 4 * UNITS)).to(tl.int64)
     x_at = states + row[:, None] * depth + k[None, :]
-    w_at = limbs + unit.to(tl.int64)[None, :] * depth + k[:, None]
-    sum_0 = tl.zeros([ROWS, UNITS], tl.int32)
-    sum_1 = tl.zeros([ROWS, UNITS], tl.int32)
-    sum_2 = tl.zeros([ROWS, UNITS], tl.int32)
-    sum_3 = tl.zeros([ROWS, UNITS], tl.int32)
+    w_at = limbs + limb[None, :] * depth + k[:, None]
+    sums = tl.zeros([ROWS, 4 * UNITS], tl.int32)
     for start in range(0, depth, DEPTH):
-        x = tl.load(x_at + start)
-        sum_0 = tl.dot(x, tl.load(w_at + start), sum_0)
-        sum_1 = tl.dot(x, tl.load(w_at + plane + start), sum_1)
-        sum_2 = tl.dot(x, tl.load(w_at + 2 * plane + start), sum_2)
-        sum_3 = tl.dot(x, tl.load(w_at + 3 * plane + start), sum_3)
-    total = sum_0.to(tl.uint32, bitcast=True) + (sum_1.to(tl.uint32, bitcast=True) << 8)
-    total += (sum_2.to(tl.uint32, bitcast=True) << 16) + (sum_3.to(tl.uint32, bitcast=True) << 24)
-    total += tl.load(fixed_bias + unit).to(tl.uint32, bitcast=True)[None, :]
-    whole = total.to(tl.int32, bitcast=True).to(tl.float32)
-    return whole * tl.load(inverse + unit)[None, :] + tl.load(offset + unit)[None, :]
+        sums = tl.dot(tl.load(x_at + start), tl.load(w_at + start), sums)
+    parts = tl.reshape(sums, [ROWS, UNITS, 4]) << (8 * tl.arange(0, 4))[None, None, :]
+    whole = tl.sum(parts, axis=2) + tl.load(fixed_bias + unit)[None, :]
+    return whole.to(tl.float32) * tl.load(inverse + unit)[None, :] + tl.load(offset + unit)[None, :]
 
 
 @triton.jit
@@ -151,7 +144,7 @@ def half_step(states, layer, out, clamp, beta, probs, key, first_sample, step, f
     if REAL:
         field = real_field(states, layer, row, unit, rows, units, ROWS)
     else:
-        field = fixed_field(states, layer, row, unit, ROWS, UNITS, DEPTH)
+        field = fixed_field(states, layer, row, unit, first_unit, ROWS, UNITS, DEPTH)
     inverse = tl.load(beta[0] + row * beta[1], row < rows, other=1.0)[:, None]
     seed, offset, sample = load_key(key, row, rows, first_sample, BATCHED)
     if FOLDED:
@@ -191,6 +184,29 @@ def _half_step_kernel(states, layer, out, clamp, beta, probs, key, first_sample,
     )  # fmt: skip
 
 
+@triton.jit(do_not_specialize=["first_sample", "first_step", "steps"])
+def _steps_kernel(visible, hidden, to_hidden, to_visible, clamp, beta, visible_probs, hidden_probs, key, first_sample,
+                  first_step, steps, rows, units, hidden_units, BATCHED: tl.constexpr, ROWS: tl.constexpr,
+                  UNITS: tl.constexpr, DEPTH: tl.constexpr):  # fmt: skip
+    """All steps of ROWS chains of binary units, which no other program reads. The last probabilities stay."""
+    first_row = tl.program_id(0) * ROWS
+    step = first_step.to(tl.uint32)
+    for _ in range(steps):
+        for first_unit in range(0, hidden_units, UNITS):
+            half_step(
+                visible[0], to_hidden, hidden, None, beta, hidden_probs, key, first_sample, step, first_row,
+                first_unit, rows, hidden_units, "states", False, False, BATCHED, ROWS, UNITS, DEPTH,
+            )  # fmt: skip
+        tl.debug_barrier()  # what was stored is read by other threads
+        for first_unit in range(0, units, UNITS):
+            half_step(
+                hidden[0], to_visible, visible, clamp, beta, visible_probs, key, first_sample, step, first_row,
+                first_unit, rows, units, "states", False, True, BATCHED, ROWS, UNITS, DEPTH,
+            )  # fmt: skip
+        tl.debug_barrier()
+        step += 1
+
+
 @triton.jit
 def _choose_kernel(scores, states, visible, clamp, beta, probs, lines, groups, ways, depth, ROWS: tl.constexpr,
                    COLS: tl.constexpr):  # fmt: skip
@@ -226,15 +242,15 @@ def _layer(weight: Tensor, bias: Tensor) -> tuple:
     """A layer whose weight is [inputs, units], as fixed_field takes it."""
     inputs, units = weight.shape
     depth, width = _padded(inputs, DEPTH), _padded(units, DEPTH)
-    limbs = torch.empty((4, width, depth), dtype=torch.int8, device=weight.device)
+    limbs = torch.empty((width, 4, depth), dtype=torch.int8, device=weight.device)
     fixed_bias = torch.empty(width, dtype=torch.int32, device=weight.device)
     inverse, offset = torch.empty((2, width), dtype=torch.float32, device=weight.device)
     if units:
         launch(
             _prepare_kernel, width // 16, (weight, *weight.stride()), (bias, bias.stride(0)), limbs, fixed_bias,
-            inverse, offset, inputs, units, depth, width * depth, device=weight.device, ROWS=16, DEPTH=DEPTH,
+            inverse, offset, inputs, units, depth, device=weight.device, ROWS=16, DEPTH=DEPTH,
         )  # fmt: skip
-    return limbs, fixed_bias, inverse, offset, depth, width * depth
+    return limbs, fixed_bias, inverse, offset, depth
 
 
 def _encoded(visible: Tensor, units: int, categories: int) -> Tensor:
@@ -309,12 +325,20 @@ def rbm_gibbs(
                 visible.shape[1], categories, v.stride(0), device=v.device, **tile,
             )  # fmt: skip
 
-    for step in range(first_step, first_step + steps):
-        last = step == first_step + steps - 1
-        draw_hidden(step, hidden_probs if last else None)
-        draw_visible(step, visible_probs if last else None)
+    weights = units * hidden_units
+    if visible_kind == BERNOULLI and steps > 1 and weights <= SMALL and chains * weights <= SMALL_WORK:
+        launch(
+            _steps_kernel, triton.cdiv(chains, SMALL_CHAINS), (v, v.stride(0)), (h, h.stride(0)), to_hidden, to_visible,
+            mask, betas, visible_probs, hidden_probs, key, first_sample, int32(first_step), steps, chains, units,
+            hidden_units, device=v.device, warps=8, BATCHED=key.dim() > 1, ROWS=SMALL_CHAINS, UNITS=UNITS, DEPTH=DEPTH,
+        )  # fmt: skip
+    else:
+        for step in range(first_step, first_step + steps):
+            last = step == first_step + steps - 1
+            draw_hidden(step, hidden_probs if last else None)
+            draw_visible(step, visible_probs if last else None)
     if steps == 0:
         draw_hidden(first_step, hidden_probs)
-    elif not real and not categorical:
+    elif visible_kind == BERNOULLI:
         visible.copy_(v[:chains, :units])
     hidden.copy_(h[:chains, :hidden_units])

@@ -1126,6 +1126,8 @@ KEYS = [KEY, (1, 2), (3, -1), (2**64 - 1, 2**64 - 2)]
     [
         (3, 70, 67, {"first_step": 2**32 - 2, "first_sample": 2**32 - 3}),
         (130, 5, 3, {"steps": 1}),
+        (19, 40, 33, {"steps": 3}),
+        (3, 300, 220, {"clamp": (torch.arange(900).view(3, 300) % 5 == 0).to(torch.uint8)}),  # a launch per half step
         (3, 9, 130, {"steps": 0, "first_step": 7}),
         (4, 9, 11, {"key": KEYS, "beta": [0.0, 1.0, 3.0, 40.0]}),
         (4, 9, 11, {"clamp": torch.tensor([1, 0, 1, 1, 0, 0, 0, 1, 1], dtype=torch.uint8), "probs": False}),
@@ -1435,13 +1437,16 @@ def test_potts_kernels_compile_without_spills(capability, shape, is_open, q, fie
 
 
 @pytest.mark.parametrize("capability", [80, 90])
-@pytest.mark.parametrize(("kind", "categories"), [(BERNOULLI, 0), (GAUSSIAN, 0), (CATEGORICAL, 10)])
+@pytest.mark.parametrize(
+    ("kind", "units", "categories"),
+    [(BERNOULLI, 790, 0), (BERNOULLI, 120, 0), (GAUSSIAN, 790, 0), (CATEGORICAL, 790, 10)],
+)
 @pytest.mark.parametrize("plain", [True, False])
-def test_machine_kernels_compile_without_spills(capability, kind, categories, plain):
+def test_machine_kernels_compile_without_spills(capability, kind, units, categories, plain):
     kernels = load_kernels()
-    visible, *parameters = machine(kind, 256, 790, 500, categories)
+    visible, *parameters = machine(kind, 256, units, 500, categories)
     options = {"probs": False} if plain else {"clamp": torch.zeros_like(visible, dtype=torch.uint8), "key": KEYS * 64}
-    arguments = gibbs_arguments(kind, visible, *parameters, categories=categories, steps=1, **options)
+    arguments = gibbs_arguments(kind, visible, *parameters, categories=categories, steps=2, **options)
     for kernel in aot.compiled(capability, lambda: kernels.rbm_gibbs(*arguments)):
         check_compiled(kernel, torch.float32)
         if "half_step" in kernel.name and kind != GAUSSIAN:
