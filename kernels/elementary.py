@@ -56,6 +56,18 @@ def power_of_two(n):
 
 
 @triton.jit
+def reduce_exponential(x):
+    """n and exp(r) - 1 of x = n ln 2 + r, |r| <= ln 2 / 2."""
+    n, integer = round_to_integer(x * hex_float("0x1.715476p+0"))
+    r = tl.fma(n, hex_float("-0x1.7f7d1cp-20"), tl.fma(n, hex_float("-0x1.62e4p-1"), x))
+    q = tl.fma(r, hex_float("0x1.6d722cp-10"), hex_float("0x1.122680p-7"))
+    q = tl.fma(q, r, hex_float("0x1.5554c8p-5"))
+    q = tl.fma(q, r, hex_float("0x1.5554b2p-3"))
+    q = tl.fma(q, r, 0.5)
+    return integer.to(tl.int32, bitcast=True), tl.fma(r * r, q, r)
+
+
+@triton.jit
 def exponential(x):
     """exp(x), and exp(x) - 1 without cancellation."""
     if x.dtype == tl.float64:
@@ -65,16 +77,8 @@ def exponential(x):
         corrected = (e - 1.0) * x / tl.log(tl.where(inner, e, 2.0))
         return e, tl.where(inner, corrected, tl.where(e == 1.0, x, e - 1.0))
     else:
-        x = clamp(x, -104.0, 89.0)  # exp is 0 below and infinite above
-        n, integer = round_to_integer(x * hex_float("0x1.715476p+0"))
-        r = tl.fma(n, hex_float("-0x1.7f7d1cp-20"), tl.fma(n, hex_float("-0x1.62e4p-1"), x))
-        q = tl.fma(r, hex_float("0x1.6d722cp-10"), hex_float("0x1.122680p-7"))
-        q = tl.fma(q, r, hex_float("0x1.5554c8p-5"))
-        q = tl.fma(q, r, hex_float("0x1.5554b2p-3"))
-        q = tl.fma(q, r, 0.5)
-        p = tl.fma(r * r, q, r)  # exp(r) - 1
+        exponent, p = reduce_exponential(clamp(x, -104.0, 89.0))  # exp is 0 below and infinite above
         # Half of 2^n, so that n = 128 stays in range; results below 2^-125 are 0.
-        exponent = integer.to(tl.int32, bitcast=True)
         half = power_of_two(tl.where(exponent > -126, exponent - 1, -127))
         exp = tl.fma(p, half, half)
         expm1 = tl.fma(p, half, half - 0.5)
@@ -84,6 +88,17 @@ def exponential(x):
 @triton.jit
 def exp(x):
     return exponential(x)[0]
+
+
+@triton.jit
+def exp_nonpositive(x):
+    """exp(x) of x <= 0: results below 2^-126 are 0."""
+    if x.dtype == tl.float64:
+        return tl.exp(x)
+    else:
+        exponent, p = reduce_exponential(tl.where(x < -88.0, -88.0, x))  # exponent >= -127, whose scale is 0
+        scale = power_of_two(exponent)
+        return tl.fma(p, scale, scale)
 
 
 @triton.jit
@@ -164,7 +179,7 @@ def log1p_unit(x):
 @triton.jit
 def softplus_tail(x):
     """log(1 + exp(-|x|)): what softplus(x) = max(x, 0) + this adds to its asymptote."""
-    e = exp(-tl.abs(x))
+    e = exp_nonpositive(-tl.abs(x))
     if x.dtype == tl.float64:
         # Kahan's correction: log(u) e / (u - 1) cancels the rounding of u = 1 + e.
         u = 1.0 + e
@@ -176,5 +191,5 @@ def softplus_tail(x):
 @triton.jit
 def sigmoid(x):
     """1 / (1 + exp(-x))."""
-    e = exp(-tl.abs(x))
+    e = exp_nonpositive(-tl.abs(x))
     return divide(tl.where(x < 0.0, e, 1.0), 1.0 + e)

@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .elementary import divide, exp, sigmoid
+from .elementary import divide, exp, exp_nonpositive, sigmoid
 from .philox import interleave4, load_key, noise_words
 from .random import bernoulli_draw, gumbel_draw, logistic_draw, tile_words
 from .tiles import (
@@ -323,7 +323,7 @@ def _relaxed_bernoulli_backward_kernel(key, first_sample, temperature, grad_z, z
         if key is not None:
             word = tile_word(key, first_sample, rows, first_row, first_col, ROWS, COLS, BATCHED)
             relaxed += logistic_draw(word).to(DTYPE)
-        e = exp(-tl.abs(relaxed * inverse))
+        e = exp_nonpositive(-tl.abs(relaxed * inverse))
         half = divide(e * 0.0 + 1.0, 1.0 + e)
         value = g * (e * half * half)
     store_tile(grad_logits, cols, first_row, first_col, mask, value)

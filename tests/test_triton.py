@@ -1174,6 +1174,17 @@ def test_machine_of_extreme_weights(interpreted):
     assert all(torch.equal(a, e) for a, e in zip(actual, expected, strict=True))
 
 
+def test_machine_of_tiny_probabilities(interpreted):
+    """Down to those that are 0 in float32, and to where 1 - p is."""
+    bias = torch.cat([torch.linspace(-89.0, -84.0, 300), torch.linspace(-30.0, 30.0, 300)])
+    parameters = torch.zeros(1, 600), torch.zeros(1), bias
+    actual, expected = interpreted_and_compiled(
+        interpreted, BERNOULLI, new(2, 1, dtype=torch.uint8), *parameters, beta=1.0
+    )
+    assert all(torch.equal(a, e) for a, e in zip(actual, expected, strict=True))
+    assert bool((expected[3] == 0).any()) and bool(((expected[3] > 0) & (expected[3] < 2.0**-125)).any())
+
+
 @pytest.mark.parametrize(
     ("units", "hidden_units", "categories", "options"),
     [
