@@ -1134,7 +1134,9 @@ KEYS = [KEY, (1, 2), (3, -1), (2**64 - 1, 2**64 - 2)]
         (4, 9, 11, {"clamp": (torch.arange(72).view(9, 8)[:, ::2] % 3 == 0).t().to(torch.uint8)}),
         (4, 1, 1, {}),
         (4, 0, 5, {"steps": 1}),
+        (4, 0, 5, {}),
         (4, 5, 0, {"steps": 1}),
+        (4, 5, 0, {}),
     ],
 )
 def test_binary_machine(interpreted, chains, units, hidden_units, options):
