@@ -258,10 +258,20 @@ def _encoded(visible: Tensor, units: int, categories: int) -> Tensor:
     scratch = visible.new_zeros((_padded(len(visible), CHAINS), _padded(units, DEPTH)), dtype=torch.int8)
     if categories:
         on = visible[..., None] == torch.arange(categories, device=visible.device)
+    elif visible.shape[1] != units:
+        on = (visible[..., None] >> torch.arange(8, dtype=torch.uint8, device=visible.device)) & 1
     else:
         on = visible != 0
-    scratch[: len(visible), :units] = on.view(len(visible), units)
+    scratch[: len(visible), :units] = on.view(len(visible), -1)[:, :units]
     return scratch
+
+
+def _decode(states: Tensor, units: int, out: Tensor) -> None:
+    """Of scratch, as bytes or bits: what `out` has room for."""
+    if out.shape[1] != units:
+        bytes_ = states[: len(out), : 8 * out.shape[1]].to(torch.uint8).unflatten(1, (-1, 8))  # padded with 0
+        states = (bytes_ << torch.arange(8, dtype=torch.uint8, device=out.device)).sum(-1, dtype=torch.uint8)
+    out.copy_(states[: len(out), : out.shape[1]])
 
 
 def rbm_gibbs(
@@ -340,5 +350,5 @@ def rbm_gibbs(
     if steps == 0:
         draw_hidden(first_step, hidden_probs)
     elif visible_kind == BERNOULLI:
-        visible.copy_(v[:chains, :units])
-    hidden.copy_(h[:chains, :hidden_units])
+        _decode(v, units, visible)
+    _decode(h, hidden_units, hidden)

@@ -264,6 +264,31 @@ def test_draws_that_the_upper_limbs_leave_open() -> None:
     assert all(lines == found["portable"] for lines in found.values())
 
 
+@pytest.mark.parametrize(("units", "hidden"), [(1, 1), (1, 9), (8, 64), (70, 13)])
+def test_packed_states_are_the_bits_of_the_others(units: int, hidden: int, threads: None) -> None:
+    parts, visible = machine(units, hidden), states("bernoulli", 45, units)
+    bits = torch.from_numpy(np.packbits(visible.numpy(), -1, "little"))
+    clamp = visible[0] == 1
+    for steps in (0, 1, 3):
+        options = {"steps": steps, "clamp": clamp, "key": KEY, "return_probabilities": True}
+        *drawn, visible_probs, hidden_probs = rbm_gibbs(visible, *parts, **options)
+        expected = [torch.from_numpy(np.packbits(x.numpy(), -1, "little")) for x in drawn]
+        for count in (1, 3):
+            torch.set_num_threads(count)
+            found = rbm_gibbs(bits, *parts, packed=True, **options)
+            assert_same_bits(found, (*expected, visible_probs, hidden_probs))
+        with variate.use_backend("reference"):
+            assert_same_bits(rbm_gibbs(bits, *parts, packed=True, **options)[:2], tuple(expected))
+    beyond = bits.clone()
+    beyond[:, -1] |= 256 - 2 ** ((units - 1) % 8 + 1)  # bits of no unit
+    found = rbm_gibbs(beyond, *parts, packed=True, key=KEY)
+    assert_same_bits(found, rbm_gibbs(bits, *parts, packed=True, key=KEY))
+    with pytest.raises(ValueError, match=rf"visible: expected uint8 bits of shape \(chains, {bits.shape[1]}\)"):
+        rbm_gibbs(visible.expand(45, units).repeat(1, 9), *parts, packed=True)
+    with pytest.raises(ValueError, match="packed: expected False for gaussian visibles"):
+        rbm_gibbs(visible.float(), *parts, packed=True, visible_kind="gaussian")
+
+
 # No steps, and probabilities.
 
 

@@ -1148,6 +1148,18 @@ def test_binary_machine(interpreted, chains, units, hidden_units, options):
         assert same(a, e)
 
 
+@pytest.mark.parametrize(("units", "hidden_units", "steps"), [(9, 70, 2), (300, 220, 2), (1, 9, 0)])
+def test_machine_of_packed_states(interpreted, units, hidden_units, steps):
+    visible, *machine_ = machine(BERNOULLI, 5, units, hidden_units)
+    bits = torch.from_numpy(np.packbits(visible.numpy(), -1, "little"))
+    arguments = gibbs_arguments(BERNOULLI, bits, *machine_, steps=steps)
+    arguments[1] = new(5, (hidden_units + 7) // 8, dtype=torch.uint8)
+    actual = filled_by(lambda *a: interpreted.filled("rbm_gibbs", *a), arguments)
+    expected = filled_by(torch.ops.variate.rbm_gibbs, arguments)
+    for a, e in zip(actual, expected, strict=True):
+        assert same(a, e)
+
+
 def test_machine_reads_strides_and_takes_what_is_not_0_as_1(interpreted):
     visible, weight, *biases = machine(BERNOULLI, 3, 12, 9)
     expected = interpreted_and_compiled(interpreted, BERNOULLI, visible, weight, *biases)[0]

@@ -44,6 +44,8 @@ void check_rows(Checks& checks, const variate_rbm_gibbs_args& a, bool with_hidde
   checks.require(!categorical(a) || divides,
                  "categories must lie in [1, 256] and divide visible_units = %lld, got %lld",
                  static_cast<long long>(a.visible_units), static_cast<long long>(a.categories));
+  checks.require(a.packed == 0 || (a.packed == 1 && a.visible_kind == VARIATE_VISIBLE_BERNOULLI),
+                 "packed must be 0, or 1 with Bernoulli visibles, got %d", static_cast<int>(a.packed));
   checks.size(a.steps, "steps");
   checks.require(a.first_step >= 0 && a.steps < (int64_t{1} << 32) &&
                      a.first_step <= (int64_t{1} << 32) - (a.steps > 0 ? a.steps : 1),
@@ -54,10 +56,11 @@ void check_rows(Checks& checks, const variate_rbm_gibbs_args& a, bool with_hidde
   if (checks.failed()) return;
   checks.execution(a.execution, workspace());
   if (a.rows == 0) return;
-  const int64_t columns = categorical(a) ? a.visible_units / a.categories : a.visible_units;
+  const auto stored = [&](int64_t units) { return a.packed ? (units + 7) / 8 : units; };
+  const int64_t columns = categorical(a) ? a.visible_units / a.categories : stored(a.visible_units);
   check_dense(checks, a.visible, "visible", columns,
               a.visible_kind == VARIATE_VISIBLE_GAUSSIAN ? is_float32 : is_uint8);
-  if (with_hidden) check_dense(checks, a.hidden, "hidden", a.hidden_units, is_uint8);
+  if (with_hidden) check_dense(checks, a.hidden, "hidden", stored(a.hidden_units), is_uint8);
   if (a.visible_units > 0 && a.hidden_units > 0) checks.tensor(a.weight, "weight", is_float32);
   if (a.visible_units > 0) checks.tensor(a.visible_bias, "visible_bias", is_float32);
   if (a.hidden_units > 0) checks.tensor(a.hidden_bias, "hidden_bias", is_float32);

@@ -105,6 +105,26 @@ inline void draw_row(const float* __restrict logits, const uint32_t* __restrict 
   for (int64_t c = 0; c < units; ++c) states[c] = static_cast<uint8_t>(bits[c]);
 }
 
+// States of `count` units, a byte each, from bits and as bits or bytes.
+inline void unpack(const uint8_t* __restrict bits, int64_t count, uint8_t* __restrict states) {
+  for (int64_t first = 0; first < count; first += 8) {
+    const int64_t last = least(8, count - first);
+    for (int64_t k = 0; k < last; ++k) states[first + k] = bits[first / 8] >> k & 1;
+  }
+}
+
+inline void pack(const uint8_t* __restrict states, int64_t count, uint8_t* __restrict bits) {
+  for (int64_t first = 0; first < count; first += 8) {  // the states are padded with 0 to whole panels
+    unsigned byte = 0;
+    for (int64_t k = 0; k < 8; ++k) byte |= static_cast<unsigned>(states[first + k]) << k;
+    bits[first / 8] = static_cast<uint8_t>(byte);
+  }
+}
+
+inline void copy(const uint8_t* __restrict states, int64_t count, uint8_t* __restrict to) {
+  std::memcpy(to, states, count);
+}
+
 // A thread's part of a call.
 class Walk {
  public:
@@ -118,6 +138,10 @@ class Walk {
     for (int64_t r = 0; r < rows_; ++r) {
       const uint8_t* __restrict from = states_of(m.a.visible, r);
       uint8_t* __restrict to = s.visible + r * d.in_padded;
+      if (m.a.packed) {
+        unpack(from, d.in, to);
+        continue;
+      }
       if (!m.categorical()) {
         for (int64_t c = 0; c < d.in; ++c) to[c] = from[c] != 0;
         continue;
@@ -172,15 +196,15 @@ class Walk {
 
   void store() {
     const RbmDirection& d = m.plan.to_visible;
-    for (int64_t r = 0; r < rows_ && m.a.hidden.data; ++r) {
-      std::memcpy(states_of(m.a.hidden, r), s.hidden + r * d.in_padded, d.in);
-    }
+    const auto keep = m.a.packed ? pack : copy;
+    for (int64_t r = 0; r < rows_ && m.a.hidden.data; ++r)
+      keep(s.hidden + r * d.in_padded, d.in, states_of(m.a.hidden, r));
     if (m.gaussian() || d.out == 0 || m.a.steps == 0) return;
     for (int64_t r = 0; r < rows_; ++r) {
       const uint8_t* __restrict from = s.visible + r * d.out_padded;
       uint8_t* __restrict to = states_of(m.a.visible, r);
       if (!m.categorical()) {
-        std::memcpy(to, from, d.out);
+        keep(from, d.out, to);
         continue;
       }
       for (int64_t unit = 0; unit < d.out; ++unit) {

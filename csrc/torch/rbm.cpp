@@ -24,10 +24,13 @@ variate_tensor vector(const Tensor& tensor, int64_t size, const Tensor& like, co
   return column(tensor);
 }
 
+// Columns of a layer's states.
+int64_t stored(int64_t units, bool packed) { return packed ? (units + 7) / 8 : units; }
+
 // The rows and the machine that calls share.
 template <class Args>
 void set_machine(Args& args, const Tensor& visible, const Tensor& weight, const Tensor& visible_bias,
-                 const Tensor& hidden_bias, int64_t visible_kind, int64_t categories) {
+                 const Tensor& hidden_bias, int64_t visible_kind, int64_t categories, bool packed = false) {
   STD_TORCH_CHECK(visible.dim() == 2 && weight.dim() == 2 && weight.scalar_type() == ScalarType::Float &&
                       on_device_of(weight, visible),
                   "visible must be [chains, units], and weight float32 [visible units, hidden units]");
@@ -41,8 +44,8 @@ void set_machine(Args& args, const Tensor& visible, const Tensor& weight, const 
   args.visible_kind = static_cast<variate_visible_kind>(visible_kind);
   args.categories = categorical ? categories : 0;
   const ScalarType states = visible_kind == VARIATE_VISIBLE_GAUSSIAN ? ScalarType::Float : ScalarType::Byte;
-  args.visible = matrix(visible, states, visible.size(0), categorical ? units / categories : units, visible,
-                        "visible must be contiguous [chains, visible units]");
+  args.visible = matrix(visible, states, visible.size(0), categorical ? units / categories : stored(units, packed),
+                        visible, "visible must be contiguous [chains, visible units], or bits of Bernoulli units");
   args.weight = {weight.mutable_data_ptr(), VARIATE_FLOAT32, weight.stride(0), weight.stride(1)};
   args.visible_bias = vector(visible_bias, units, visible, "visible_bias must be float32 [visible units]");
   args.hidden_bias = vector(hidden_bias, hidden_units, visible, "hidden_bias must be float32 [hidden units]");
@@ -61,7 +64,11 @@ void rbm_gibbs(Tensor visible, Tensor hidden, Tensor weight, Tensor visible_bias
                OptionalTensor clamp, int64_t steps, int64_t first_step, int64_t visible_kind, int64_t categories,
                OptionalTensor visible_probs, OptionalTensor hidden_probs, Tensor key, int64_t first_sample) {
   variate_rbm_gibbs_args args = {};
-  set_machine(args, visible, weight, visible_bias, hidden_bias, visible_kind, categories);
+  // Bits by their number of columns; of single units bits and bytes are the same.
+  const bool packed = visible_kind == VARIATE_VISIBLE_BERNOULLI && visible.dim() == 2 && hidden.dim() == 2 &&
+                      weight.dim() == 2 && (visible.size(1) != weight.size(0) || hidden.size(1) != weight.size(1));
+  set_machine(args, visible, weight, visible_bias, hidden_bias, visible_kind, categories, packed);
+  args.packed = packed;
   const int64_t rows = visible.size(0);
   const Noise noise(key, rows, first_sample, &visible);
   Execution execution(visible);
@@ -70,8 +77,8 @@ void rbm_gibbs(Tensor visible, Tensor hidden, Tensor weight, Tensor visible_bias
   args.rows = rows;
   args.steps = steps;
   args.first_step = first_step;
-  args.hidden = matrix(hidden, ScalarType::Byte, rows, args.hidden_units, visible,
-                       "hidden must be contiguous uint8 [chains, hidden units]");
+  args.hidden = matrix(hidden, ScalarType::Byte, rows, stored(args.hidden_units, packed), visible,
+                       "hidden must be contiguous uint8 [chains, hidden units], or bits as visible");
   STD_TORCH_CHECK(beta.scalar_type() == ScalarType::Float && on_device_of(beta, visible) &&
                       (beta.dim() == 0 || (beta.dim() == 1 && beta.size(0) == rows)),
                   "beta must be float32, a number or [chains]");
@@ -79,7 +86,8 @@ void rbm_gibbs(Tensor visible, Tensor hidden, Tensor weight, Tensor visible_bias
   if (clamp) {
     const int64_t dim = clamp->dim();
     STD_TORCH_CHECK(clamp->scalar_type() == ScalarType::Byte && on_device_of(*clamp, visible) &&
-                        (dim == 1 || (dim == 2 && clamp->size(0) == rows)) && clamp->size(dim - 1) == visible.size(1),
+                        (dim == 1 || (dim == 2 && clamp->size(0) == rows)) &&
+                        clamp->size(dim - 1) == (args.categories ? visible.size(1) : args.visible_units),
                     "clamp must be uint8 [units] or [chains, units]");
     args.clamp = {clamp->mutable_data_ptr(), VARIATE_UINT8, dim == 2 ? clamp->stride(0) : 0, clamp->stride(dim - 1)};
   }

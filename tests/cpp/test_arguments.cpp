@@ -929,6 +929,12 @@ void test_rbm() {
   refuse_machine("hidden_bias", [](Args& a) { a.hidden_bias.data = nullptr; });
   refuse_machine("beta", [](Args& a) { a.beta.data = nullptr; });
   refuse_machine("clamp", [](Args& a) { a.clamp = a.beta; });
+  refuse_machine("packed", [](Args& a) { a.packed = 2; });
+  refuse_machine("packed", [](Args& a) {
+    a.packed = 1;
+    a.visible_kind = VARIATE_VISIBLE_CATEGORICAL;
+    a.categories = 2;
+  });
   refuse_machine("visible_probs", [](Args& a) { a.steps = 0; });
   refuse_machine("hidden_probs", [](Args& a) { a.hidden_probs = a.hidden; });
   CHECK(variate_rbm_gibbs_workspace(nullptr) == 0);

@@ -28,7 +28,8 @@ typedef enum variate_visible_kind VARIATE_INT {
    with stride 0, one number; clamp: uint8 [rows, visible columns] (row stride 0: one for all), where 1 the visible
    keeps its value. Both states and both probabilities have dense rows. visible is read and written, hidden written.
    visible_probs, hidden_probs: float32 [rows, units], what the last draws of each were made with (Gaussian: the mean);
-   may be left out; visible_probs takes a step. */
+   may be left out; visible_probs takes a step. With packed, both states are uint8 [rows, (units + 7) / 8], unit u the
+   bit u % 8 of byte u / 8, from the lowest on; bits beyond the units are not read, and written as 0. */
 typedef struct variate_rbm_gibbs_args {
   uint32_t struct_size; /* sizeof(variate_rbm_gibbs_args) */
   variate_execution execution;
@@ -38,6 +39,7 @@ typedef struct variate_rbm_gibbs_args {
   int64_t hidden_units;
   variate_visible_kind visible_kind;
   int64_t categories; /* of categorical visibles: 1 to 256, a divisor of visible_units; else 0 */
+  int32_t packed;     /* 1: Bernoulli states are bits, eight to a byte; else 0 */
   int64_t steps;
   int64_t first_step; /* 0 <= first_step, first_step + steps <= 2^32 */
   variate_tensor visible;

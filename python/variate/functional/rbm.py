@@ -27,6 +27,7 @@ def rbm_gibbs(
     beta: float | Tensor = 1.0,
     clamp: Tensor | None = None,
     visible_kind: str = "bernoulli",
+    packed: bool = False,
     return_probabilities: bool = False,
     key: Tensor | None = None,
     generator: torch.Generator | None = None,
@@ -50,6 +51,8 @@ def rbm_gibbs(
         steps: at least 0. No step leaves visible as it is and draws h given it, by the words of `first_step`.
         beta: the inverse temperature: a number, or a float tensor, 0-d or [B]; at least 0, above 0 for "gaussian".
         clamp: bool or uint8, [V] or [B, V] ([G], [B, G] for "categorical"): where it is set, v keeps its value.
+        packed: Bernoulli states are bits, visible uint8 [B, ceil(V / 8)] and hidden likewise: unit i is bit i % 8 of
+            byte i / 8, the lowest first, as ``numpy.packbits(states, -1, "little")`` makes them.
         return_probabilities: also return what the last draws were made with.
         key: int64 [2], or [B, 2] for a stream per chain; drawn from torch's generator where it is left out.
         generator: the generator that draws it (eager code only).
@@ -57,7 +60,8 @@ def rbm_gibbs(
         first_step: the step that this call starts at: a call of K steps equals K calls of one with first_step moved on.
 
     Returns:
-        visible and hidden [B, H], uint8, Gaussian visibles float32. hidden is what visible was drawn from.
+        visible and hidden [B, H], uint8 (bits, if they were packed), Gaussian visibles float32. hidden is what visible
+        was drawn from.
         With return_probabilities also float32 [B, V] and [B, H]: p(v_i = 1 | h), or Gaussian visibles' means (of no
         step: the states themselves), and p(h_j = 1 | v). Nothing has a gradient.
 
@@ -82,13 +86,14 @@ def rbm_gibbs(
     kind = KINDS.get(visible_kind)
     if kind is None:
         raise ValueError(f"visible_kind: expected one of {', '.join(KINDS)}, got {visible_kind!r}")
-    categories = _check_machine(visible, weight, visible_bias, hidden_bias, visible_kind)
-    _check_states(visible, visible_kind, categories)
+    categories = _check_machine(visible, weight, visible_bias, hidden_bias, visible_kind, packed)
+    if not packed:
+        _check_states(visible, visible_kind, categories)
     check_weights(weight, visible_bias, hidden_bias)
     _check_steps(steps, first_step)
     inverse = _inverse_temperature(beta, visible, visible_kind)
     if clamp is not None:
-        clamp = _mask(clamp, visible)
+        clamp = _mask(clamp, visible, weight.shape[0] if packed else visible.shape[1])
     op = _backend.select("rbm_gibbs", visible)
     if op is None or _gate.transformed_noise("rbm_gibbs", key):
         return reference.rbm.rbm_gibbs(
@@ -100,6 +105,7 @@ def rbm_gibbs(
             beta=inverse,
             clamp=clamp,
             visible_kind=visible_kind,
+            packed=packed,
             return_probabilities=return_probabilities,
             key=_key.check(key, generator, first_sample, visible),
             generator=generator,
@@ -109,8 +115,11 @@ def rbm_gibbs(
     key = _key.resolve(key, generator, first_sample, visible)
     dtype = torch.float32 if visible_kind == "gaussian" else torch.uint8
     states = visible.detach().to(dtype, memory_format=torch.contiguous_format, copy=True)
+    if packed and weight.numel() == 1:
+        states &= 1  # the op takes the bits of single units for their bytes
     chains, units = len(states), weight.shape[1]
-    hidden = torch.empty((chains, units), dtype=torch.uint8, device=states.device)
+    stored = (units + 7) // 8 if packed else units
+    hidden = torch.empty((chains, stored), dtype=torch.uint8, device=states.device)
     visible_probs = hidden_probs = None
     if return_probabilities:
         hidden_probs = torch.empty((chains, units), dtype=torch.float32, device=states.device)
@@ -136,7 +145,11 @@ def rbm_gibbs(
     if hidden_probs is None:
         return states, hidden
     if visible_probs is None:
-        certain = reference.rbm.one_hot(states, weight.shape[0]) if visible_kind == "categorical" else states
+        certain = states
+        if visible_kind == "categorical":
+            certain = reference.rbm.one_hot(states, weight.shape[0])
+        elif packed:
+            certain = reference.rbm.unpack(states, weight.shape[0])
         visible_probs = certain.to(torch.float32, copy=True)
     return states, hidden, visible_probs, hidden_probs
 
@@ -145,7 +158,9 @@ def single(tensor: Tensor) -> Tensor:
     return (tensor.detach() if tensor.requires_grad else tensor).to(torch.float32)
 
 
-def _check_machine(visible: Tensor, weight: Tensor, visible_bias: Tensor, hidden_bias: Tensor, kind: str) -> int:
+def _check_machine(
+    visible: Tensor, weight: Tensor, visible_bias: Tensor, hidden_bias: Tensor, kind: str, packed: bool
+) -> int:
     """Shapes, dtypes and devices; returns the categories of a group, 0 where there are none."""
     if not isinstance(visible, Tensor):
         raise TypeError(f"visible: expected a tensor, got {type(visible).__name__}")
@@ -161,7 +176,15 @@ def _check_machine(visible: Tensor, weight: Tensor, visible_bias: Tensor, hidden
     for name, value, size in (("visible_bias", visible_bias, units), ("hidden_bias", hidden_bias, hidden_units)):
         if value.shape != (size,):
             raise ValueError(f"{name}: expected shape ({size},), as weight has it, got {tuple(value.shape)}")
-    if visible.dim() != 2 or (kind != "categorical" and visible.shape[1] != units):
+    if packed:
+        if kind != "bernoulli":
+            raise ValueError(f"packed: expected False for {kind} visibles, whose states are more than a bit")
+        if visible.dtype != torch.uint8 or visible.dim() != 2 or visible.shape[1] != (units + 7) // 8:
+            raise ValueError(
+                f"visible: expected uint8 bits of shape (chains, {(units + 7) // 8}) for {units} units, got "
+                f"{_checks.dtype_name(visible.dtype)} {tuple(visible.shape)}"
+            )
+    elif visible.dim() != 2 or (kind != "categorical" and visible.shape[1] != units):
         raise ValueError(f"visible: expected shape (chains, {units}), got {tuple(visible.shape)}")
     if kind != "categorical":
         return 0
@@ -223,15 +246,13 @@ def _inverse_temperature(beta: float | Tensor, visible: Tensor, kind: str) -> Te
     return _checks.number("beta", beta, torch.float32, visible.device)
 
 
-def _mask(clamp: Tensor, visible: Tensor) -> Tensor:
+def _mask(clamp: Tensor, visible: Tensor, columns: int) -> Tensor:
     if not isinstance(clamp, Tensor) or clamp.dtype not in (torch.bool, torch.uint8):
         got = _checks.dtype_name(clamp.dtype) if isinstance(clamp, Tensor) else type(clamp).__name__
         raise TypeError(f"clamp: expected a bool or uint8 tensor, got {got}")
     _checks.same_device("clamp", clamp, "visible", visible)
-    if clamp.shape not in (visible.shape, visible.shape[1:]):
-        raise ValueError(
-            f"clamp: expected shape {tuple(visible.shape)} or {tuple(visible.shape[1:])}, got {tuple(clamp.shape)}"
-        )
+    if clamp.shape not in ((len(visible), columns), (columns,)):
+        raise ValueError(f"clamp: expected shape {(len(visible), columns)} or {(columns,)}, got {tuple(clamp.shape)}")
     return clamp.view(torch.uint8) if clamp.dtype == torch.bool else clamp
 
 

@@ -24,12 +24,15 @@ def rbm_gibbs(
     beta: float | Tensor = 1.0,
     clamp: Tensor | None = None,
     visible_kind: str = "bernoulli",
+    packed: bool = False,
     return_probabilities: bool = False,
     key: Tensor | None = None,
     generator: torch.Generator | None = None,
     first_sample: int = 0,
     first_step: int = 0,
 ) -> tuple[Tensor, ...]:
+    if packed:
+        visible = unpack(visible, len(visible_bias))
     if key is None:
         machine: _Stock | _Keyed = _Stock(weight, visible_bias, hidden_bias, beta, visible_kind, generator)
     else:
@@ -44,7 +47,22 @@ def rbm_gibbs(
         drawn, visible_probs = machine.visible(hidden, step)
         states = drawn if kept is None else torch.where(kept, states, drawn)
     result = (machine.decode(states), hidden.to(torch.uint8))
+    if packed:
+        result = (pack(result[0]), pack(result[1]))
     return (*result, visible_probs, hidden_probs) if return_probabilities else result
+
+
+def pack(states: Tensor) -> Tensor:
+    """uint8 [..., units] of 0 and 1 as bits [..., ceil(units / 8)], the first the lowest of its byte."""
+    places = torch.arange(8, dtype=torch.uint8, device=states.device)
+    padded = F.pad(states.to(torch.uint8), (0, -states.shape[-1] % 8)).unflatten(-1, (-1, 8))
+    return (padded << places).sum(-1, dtype=torch.uint8)
+
+
+def unpack(bits: Tensor, units: int) -> Tensor:
+    """The inverse of :func:`pack`."""
+    places = torch.arange(8, dtype=torch.uint8, device=bits.device)
+    return ((bits[..., None] >> places) & 1).flatten(-2)[..., :units]
 
 
 class _Machine:
