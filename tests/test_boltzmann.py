@@ -622,6 +622,20 @@ def test_errors() -> None:
         rbm_free_energy(torch.tensor([[0, 3]]), w, a, b, visible_kind="categorical")
     with pytest.raises(ValueError, match=r"hidden: expected \(3, 4\)"):
         rbm_energy(v, v, w, a, b)
+    with pytest.raises(ValueError, match="data: expected values between 0 and 1 of bernoulli visibles, got 0 to 255"):
+        rbm_cd_gradient(torch.tensor([[0.0, 255, 3, 0, 0, 9]]), w, a, b)
+    with pytest.raises(ValueError, match="visible: expected values between 0 and 1 .* got nan to nan"):
+        rbm_free_energy(torch.full((1, 6), math.nan), w, a, b)
+    with pytest.raises(ValueError, match="visible: expected finite values of gaussian visibles"):
+        rbm_free_energy(torch.full((1, 6), math.inf), w, a, b, visible_kind="gaussian")
+    with pytest.raises(ValueError, match=r"visible: expected states 0 and 1 of bernoulli units, got 0.5"):
+        parallel_tempering(torch.full((2, 3, 6), 0.5), w, a, b, betas=(0.5, 1))
+    with pytest.raises(ValueError, match=r"start: expected states 0 and 1 of bernoulli units, got 0.25"):
+        ais_log_partition(w, a, b, start=torch.full((3, 6), 0.25))
+    with pytest.raises(ValueError, match="transpose it"):
+        rbm_free_energy(v, w.t(), a, b)
+    with pytest.raises(ValueError, match="weight: expected finite weights"):
+        ais_log_partition(w * math.nan, a, b)
     with pytest.raises(ValueError, match="data: expected at least one row"):
         rbm_cd_gradient(v[:0], w, a, b)
     with pytest.raises(ValueError, match="steps: expected at least 1"):

@@ -7,6 +7,7 @@ with probability 6e-5, and with about 75 of them here one or more with 5e-3.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import itertools
 import math
@@ -893,3 +894,20 @@ def test_annealing_and_scans() -> None:
 def test_models_refuse(call, error, message) -> None:
     with pytest.raises(error, match=message):
         call()
+
+
+def test_pooled_observables_see_what_chains_differ_by() -> None:
+    """At beta = 1 each chain keeps the sign that it came to, and the mean of all is none of theirs."""
+    chains = Ising((8, 8), 64, beta=1.0, key=random.key(5))
+    chains.sweep(200)
+    again = copy.deepcopy(chains)
+    pooled, each = chains.observe(40, pool=True), again.observe(40)
+    assert pooled.energy.item() == pytest.approx(each.energy.mean().item(), rel=1e-12)
+    assert pooled.binder.shape == () and pooled.susceptibility >= each.susceptibility.mean()
+    assert chains.scan([0.9, 1.0], burn_in=1, sweeps=4, pool=True).energy.shape == (2,)
+    with pytest.raises(ValueError, match="pool: expected False for chains whose beta"):
+        Ising((8, 8), 2, beta=torch.tensor([0.1, 0.2])).observe(2, pool=True)
+    with pytest.raises(TypeError, match="betas: expected a sequence"):
+        chains.scan(0.4, burn_in=1, sweeps=1)
+    with pytest.raises(ValueError, match="shape: expected .height, width."):
+        Ising(8, 2, beta=1.0)

@@ -333,3 +333,14 @@ def test_settings_are_checked() -> None:
         model.fit(patterns(5), lr=float("nan"))
     with pytest.raises(ValueError, match="data: expected at least one row"):
         model.fit(torch.zeros(0, 6))
+
+
+@pytest.mark.parametrize("model", [RBM(6, 4), RBM(6, 4, method="pcd"), DBM((6, 4, 3))], ids=["cd", "pcd", "dbm"])
+def test_bytes_and_spins_are_refused(model, tmp_path) -> None:
+    for x in (torch.full((3, 6), 255, dtype=torch.uint8), -torch.ones(3, 6)):
+        for call in (model.fit, model.loss):
+            with pytest.raises(ValueError, match="x: expected values between 0 and 1 of bernoulli visibles"):
+                call(x)
+    for path in (tmp_path, tmp_path / "none" / "file"):
+        with pytest.raises(checkpoint.CheckpointError, match="expected a file in a folder that exists"):
+            model.fit(torch.ones(3, 6), checkpoint_path=path)

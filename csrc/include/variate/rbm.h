@@ -60,6 +60,9 @@ VARIATE_API variate_status variate_rbm_gibbs(const variate_rbm_gibbs_args* args)
    |v - a|^2 / 2 - b (h.b + v.W h)) and p_b(v) the sum over h of exp(-E_b), in turn for k = 0, 1, ..., steps - 1
      log_weights[r] += log p_{betas[k + 1]}(v_r) - log p_{betas[k]}(v_r), from 0 on, and then
      a Gibbs step of E_{betas[k + 1]} by the words of step first_step + k.
+   From betas[0] = 0 to 1, with `visible` drawn from independent units of biases base, exp(log weight) is an unbiased
+   estimate of Z / Z_0, log Z_0 being hidden_units log 2 + the sum of log(1 + exp(base)) (Gaussian: + visible_units / 2
+   log 2 pi; categorical: + log sum exp(base) of each group).
    The fields of the Gibbs step are those of variate_rbm_gibbs; log weights are float64 sums of what float32 fields
    give. base_bias: float32 [visible_units, 1]; not read for Gaussian visibles. betas: at least 0. */
 typedef struct variate_rbm_anneal_args {

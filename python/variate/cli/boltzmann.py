@@ -74,7 +74,8 @@ def train_rbm(settings: RBMSettings, epochs: int, out: Path, device: torch.devic
         log_likelihood = (-model.free_energy(test).double() - found.log_z).mean().item()
     console.print(
         f"test log p(x) {log_likelihood:.2f} nats (fixed binarisation); log Z {found.log_z.item():.2f} "
-        f"+- {found.standard_error.item():.2f} by {_BETAS} steps of {_CHAINS} annealed chains"
+        f"+- {found.standard_error.item():.2f} by {_BETAS} steps of {_CHAINS} annealed chains, "
+        f"effective sample size {found.effective_sample_size.item():.1f}"
     )
     console.print(f"checkpoint.safetensors, filters.png and samples.png are in {out}")
     return found

@@ -24,13 +24,15 @@ from .boltzmann import (
     numbers,
     shown,
 )
-from .rbm import KINDS, check_weights, rbm_gibbs, single
+from .rbm import KINDS, check_chains, check_weights, rbm_gibbs, single
 
 __all__ = ["LogPartition", "ais_log_partition"]
 
 
 class LogPartition(NamedTuple):
-    """What :func:`ais_log_partition` returns, float64."""
+    """What :func:`ais_log_partition` returns, float64: ``log_z``, its ``standard_error``, the ``effective_sample_size``
+    of the weights and ``log_weights``. Where a few weights outweigh all others, and the effective sample size is of the
+    order of 1, standard_error means nothing: lengthen the ladder, or bracket log Z by the means of the log weights."""
 
     log_z: Tensor
     standard_error: Tensor  # of log_z, by the spread of the weights
@@ -59,8 +61,9 @@ def ais_log_partition(
 
     E_k = -(beta_k a + (1 - beta_k) base_bias).v - beta_k (b.h + v.W h); Gaussian: |v - a|^2 / 2 - beta_k (b.h + v.W h).
 
-    Forward runs start from independent units, and err low, by E log w <= log Z. Reverse runs start from the machine's
-    own samples, and err high: the two bracket log Z, each up to its noise.
+    Forward runs start from independent units: E log w <= log Z. Reverse runs start from the machine's own samples, and
+    their weights are those of 1 / Z: log Z <= -E log w. So the mean of log_weights and minus that of a reverse run
+    bracket log Z, each up to its noise.
 
     Args:
         weight, visible_bias, hidden_bias, visible_kind: as for :func:`rbm_free_energy`.
@@ -100,6 +103,7 @@ def ais_log_partition(
         visible = independent(visible_bias if gaussian else base, chains, visible_kind, ways, key=own, **noise)
     else:
         check_states("start", start, weight, visible_bias, hidden_bias, visible_kind)
+        check_chains("start", start, visible_kind, ways)
         visible = start
 
     travelled = torch.tensor(ladder if start is None else ladder[::-1], dtype=torch.float64, device=weight.device)

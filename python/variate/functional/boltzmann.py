@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -406,9 +407,10 @@ def check_machine(weight: Tensor, visible_bias: Tensor, hidden_bias: Tensor, vis
     for name, bias, units in (("visible_bias", visible_bias, 0), ("hidden_bias", hidden_bias, 1)):
         _parameter(name, bias, 1)
         if len(bias) != weight.shape[units]:
+            transposed = "; transpose it?" if len(bias) == weight.shape[1 - units] else ""
             raise ValueError(
                 f"{name}: expected {(weight.shape[units],)}, as weight is [visible, hidden] {tuple(weight.shape)}, got "
-                f"{tuple(bias.shape)}"
+                f"{tuple(bias.shape)}{transposed}"
             )
         if bias.dtype != weight.dtype:
             raise TypeError(
@@ -439,7 +441,23 @@ def check_states(
         _checks.categories(name, visible, units // groups)
     elif visible.dim() != 2 or visible.shape[1] != units:
         raise ValueError(f"{name}: expected [B, {units}], got {tuple(visible.shape)}")
+    check_range(name, visible, visible_kind)
     return as_states(visible, weight, visible_kind)
+
+
+def check_range(name: str, visible: Tensor, visible_kind: str) -> None:
+    """Bernoulli units between 0 and 1, Gaussian ones finite. Looked at on the CPU always, elsewhere under
+    set_debug(True)."""
+    if visible_kind == "categorical" or visible.dtype == torch.bool or not _checks.readable(visible):
+        return
+    low, high = (float(x) for x in torch.aminmax(visible.detach()))
+    if visible_kind == "bernoulli" and not (low >= 0 and high <= 1):
+        raise ValueError(
+            f"{name}: expected values between 0 and 1 of bernoulli visibles, got {low:g} to {high:g}; divide bytes by "
+            "255, and spins s are (s + 1) / 2"
+        )
+    if not math.isfinite(high - low):
+        raise ValueError(f"{name}: expected finite values of {visible_kind} visibles, got {low:g} to {high:g}")
 
 
 def as_states(visible: Tensor, weight: Tensor, visible_kind: str) -> Tensor:

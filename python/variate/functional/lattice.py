@@ -402,7 +402,8 @@ def _check_spins(spins: Tensor, boundary: str, packed: bool, width: int | None) 
     if not isinstance(spins, Tensor):
         raise TypeError(f"spins: expected an int8 tensor, got {type(spins).__name__}")
     if spins.dtype != torch.int8:
-        raise TypeError(f"spins: expected int8, got {_checks.dtype_name(spins.dtype)}")
+        cure = "packed words take packed=True" if spins.dtype == torch.int32 else "spins.to(torch.int8) makes them"
+        raise TypeError(f"spins: expected int8, got {_checks.dtype_name(spins.dtype)}; {cure}")
     _check_lattice("spins", spins, opened)
     if _checks.readable(spins) and not _all_spins(spins):
         wrong = spins[spins.abs() != 1][0].item()

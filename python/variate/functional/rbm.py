@@ -88,7 +88,7 @@ def rbm_gibbs(
         raise ValueError(f"visible_kind: expected one of {', '.join(KINDS)}, got {visible_kind!r}")
     categories = _check_machine(visible, weight, visible_bias, hidden_bias, visible_kind, packed)
     if not packed:
-        _check_states(visible, visible_kind, categories)
+        check_chains("visible", visible, visible_kind, categories)
     check_weights(weight, visible_bias, hidden_bias)
     _check_steps(steps, first_step)
     inverse = _inverse_temperature(beta, visible, visible_kind)
@@ -175,7 +175,10 @@ def _check_machine(
     units, hidden_units = weight.shape
     for name, value, size in (("visible_bias", visible_bias, units), ("hidden_bias", hidden_bias, hidden_units)):
         if value.shape != (size,):
-            raise ValueError(f"{name}: expected shape ({size},), as weight has it, got {tuple(value.shape)}")
+            raise ValueError(
+                f"{name}: expected shape ({size},), as weight is [visible, hidden] {tuple(weight.shape)}, got "
+                f"{tuple(value.shape)}"
+            )
     if packed:
         if kind != "bernoulli":
             raise ValueError(f"packed: expected False for {kind} visibles, whose states are more than a bit")
@@ -198,16 +201,21 @@ def _check_machine(
     return categories or 1
 
 
-def _check_states(visible: Tensor, kind: str, categories: int) -> None:
+def check_chains(name: str, visible: Tensor, kind: str, categories: int) -> None:
+    """Where chains start: states that the units have."""
     if kind == "categorical":
-        _checks.categories("visible", visible, categories)
+        _checks.categories(name, visible, categories)
     elif kind == "bernoulli" and visible.dtype != torch.bool and _checks.readable(visible):
         if visible.dtype == torch.uint8:
             wrong = int(visible.max()) > 1
         else:
             wrong = not bool(((visible == 0) | (visible == 1)).all())
         if wrong:
-            raise ValueError("visible: expected states 0 and 1 of bernoulli units, got others")
+            other = visible[(visible != 0) & (visible != 1)][0].item()
+            raise ValueError(
+                f"{name}: expected states 0 and 1 of bernoulli units, got {other}; random.bernoulli draws them from "
+                "probabilities, and spins s are (s + 1) // 2"
+            )
 
 
 def check_weights(weight: Tensor, visible_bias: Tensor, hidden_bias: Tensor) -> None:

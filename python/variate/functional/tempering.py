@@ -12,7 +12,7 @@ from torch import Tensor
 from .. import reference
 from . import _backend, _checks, _gate, _key, random
 from .boltzmann import check_machine, check_states, falls, numbers, rbm_energy, shown
-from .rbm import KINDS, check_weights, rbm_gibbs, single
+from .rbm import KINDS, check_chains, check_weights, rbm_gibbs, single
 
 __all__ = ["Tempering", "parallel_tempering"]
 
@@ -88,6 +88,7 @@ def parallel_tempering(
     # Chain by chain, so that a chain's rows and samples do not depend on how many chains there are.
     states = visible.transpose(0, 1).flatten(0, 1)
     check_states("visible", states, weight, visible_bias, hidden_bias, visible_kind)
+    check_chains("visible", states, visible_kind, weight.shape[0] // max(1, states.shape[1]))
     beta = torch.tensor(ladder, dtype=torch.float64, device=weight.device)
     _checks.first_sample(first_sample * count, chains * count)
     check_weights(weight, visible_bias, hidden_bias)

@@ -61,8 +61,8 @@ class _Lattice(nn.Module):
     ) -> None:
         super().__init__()
         check_count("chains", chains, least=1)
-        if len(shape) not in (2, 3) or any(not isinstance(n, int) for n in shape):
-            raise ValueError(f"shape: expected (height, width) or (depth, height, width), got {tuple(shape)}")
+        if not isinstance(shape, Sequence) or len(shape) not in (2, 3) or any(not isinstance(n, int) for n in shape):
+            raise ValueError(f"shape: expected (height, width) or (depth, height, width), got {shape!r}")
         if start not in _STARTS:
             raise ValueError(f'start: expected "random" or "ordered", got {start!r}')
         self.shape, self.chains, self.boundary = tuple(shape), chains, boundary
@@ -119,15 +119,19 @@ class _Lattice(nn.Module):
         sweeps: int,
         every: int = 1,
         progress: Callable[[int], None] | None = None,
+        **options: Any,
     ) -> Any:
-        """Observables at each beta in turn, as :meth:`observe` gives them, stacked: [betas, chains]. Each beta starts
+        """Observables at each beta in turn, as :meth:`observe` gives them, which takes the options, stacked:
+        [betas, chains]. Each beta starts
         from where the one before it ended, with `burn_in` sweeps that are not measured. `progress` is called with the
         sweeps that are done."""
+        if isinstance(betas, (int, float)):
+            raise TypeError(f"betas: expected a sequence of numbers, got {betas}")
         results = []
         for beta in betas:
             self.set(beta=beta)
             self.sweep(burn_in)
-            results.append(self.observe(sweeps, every))
+            results.append(self.observe(sweeps, every, **options))
             if progress is not None:
                 progress(burn_in + sweeps)
         if not results:
@@ -208,8 +212,9 @@ class Ising(_Lattice):
         assert isinstance(words, Tensor)
         self.words = words
 
-    def observe(self, sweeps: int, every: int = 1) -> IsingObservables:
-        """Sweep, and measure after every so many sweeps: :func:`variate.functional.ising_observables` [chains]."""
+    def observe(self, sweeps: int, every: int = 1, *, pool: bool = False) -> IsingObservables:
+        """Sweep, and measure after every so many sweeps: :func:`variate.functional.ising_observables` [chains]. With
+        `pool`, of all chains together, 0-d, which sees what they differ by; for chains that share their parameters."""
         check_count("every", every, least=1)
         check_count("sweeps", sweeps, least=every)
         self.words, moments = functional.ising_gibbs(
@@ -218,6 +223,10 @@ class Ising(_Lattice):
         strength = self.coupling
         if strength.dim() > 1:  # bonds
             strength = reference.lattice.magnitude_of(strength, self.boundary == "open")
+        if pool:
+            if any(parameter.dim() == 1 for parameter in (self.beta, self.coupling, self.field)):
+                raise ValueError("pool: expected False for chains whose beta, coupling or field differ")
+            moments = moments.mean(0)
         return functional.ising_observables(
             moments, self.shape, beta=self.beta, coupling=strength, field=self.field, boundary=self.boundary
         )

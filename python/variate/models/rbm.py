@@ -166,7 +166,11 @@ class _Machine(nn.Module):
         run: dict[str, Any],
     ) -> tuple[int, Tensor]:
         """How many epochs are done, and the key they were done with."""
-        if path is None or not Path(path).exists():
+        if path is None:
+            return 0, key
+        if not Path(path).parent.is_dir() or Path(path).is_dir():
+            raise checkpoint.CheckpointError(f"{path}: expected a file in a folder that exists")
+        if not Path(path).exists():
             return 0, key
         tensors, metadata = checkpoint.load(path)
         if changes := checkpoint.changes(metadata.get("settings", {}), self._settings()):
@@ -414,6 +418,7 @@ class RBM(_Machine):
                 "categorical": "integer categories",
             }[self.visible_kind]
             raise TypeError(f"x: expected {takes}, got {x.dtype}")
+        boltzmann.check_range("x", x, self.visible_kind)
         return x.flatten(1)
 
     def _batch(self, x: Tensor) -> Tensor:
@@ -569,6 +574,7 @@ class DBM(_Machine):
             raise ValueError(
                 f"x: expected a batch [B, ...] of {len(self.biases[0])} visible values each, got {tuple(x.shape)}"
             )
+        boltzmann.check_range("x", x, "bernoulli")
         return x.flatten(1)
 
     def _settings(self) -> dict[str, Any]:
