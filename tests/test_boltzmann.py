@@ -624,7 +624,7 @@ def test_errors() -> None:
         rbm_energy(v, v, w, a, b)
     with pytest.raises(ValueError, match="data: expected values between 0 and 1 of bernoulli visibles, got 0 to 255"):
         rbm_cd_gradient(torch.tensor([[0.0, 255, 3, 0, 0, 9]]), w, a, b)
-    with pytest.raises(ValueError, match="visible: expected values between 0 and 1 .* got nan to nan"):
+    with pytest.raises(ValueError, match=r"visible: expected values between 0 and 1 .* got nan to nan"):
         rbm_free_energy(torch.full((1, 6), math.nan), w, a, b)
     with pytest.raises(ValueError, match="visible: expected finite values of gaussian visibles"):
         rbm_free_energy(torch.full((1, 6), math.inf), w, a, b, visible_kind="gaussian")

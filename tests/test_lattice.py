@@ -909,5 +909,5 @@ def test_pooled_observables_see_what_chains_differ_by() -> None:
         Ising((8, 8), 2, beta=torch.tensor([0.1, 0.2])).observe(2, pool=True)
     with pytest.raises(TypeError, match="betas: expected a sequence"):
         chains.scan(0.4, burn_in=1, sweeps=1)
-    with pytest.raises(ValueError, match="shape: expected .height, width."):
+    with pytest.raises(ValueError, match=r"shape: expected .height, width."):
         Ising(8, 2, beta=1.0)
