@@ -68,7 +68,7 @@ def ising_gibbs(
         sweeps: at least 0.
         boundary: "periodic" or "open".
         packed: take and return words, one bit a spin.
-        width: of the lattice, needed with ``packed``.
+        width: of the lattice, needed with ``packed``; the words do not tell another one of as many words apart.
         measure_every: measure after every so many sweeps, and return the means of this call too.
         key: int64 [2], or [chains, 2] for a stream per chain; drawn from torch's generator where it is left out.
         generator: the generator that draws it (eager code only).

@@ -85,7 +85,7 @@ class _Machine(nn.Module):
             optimizer: one over this model's parameters.
             checkpoint_path: a safetensors file, written whole after each epoch: parameters, optimizer, chains. An
                 interrupted fit leaves that of the last whole epoch, and the same call goes on from it, to the same
-                end, given a key; without one, it goes on with the key that was drawn.
+                end, given a key; without one, it goes on with the key that was drawn. Data are not compared.
             progress: show a bar, where rich is installed and the output is a terminal.
             key: int64 [2]; drawn from torch's generator where it is left out. Epoch e draws its order from
                 fold_in(key, 2^16 + 2 + e).
