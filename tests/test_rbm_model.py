@@ -344,3 +344,11 @@ def test_bytes_and_spins_are_refused(model, tmp_path) -> None:
     for path in (tmp_path, tmp_path / "none" / "file"):
         with pytest.raises(checkpoint.CheckpointError, match="expected a file in a folder that exists"):
             model.fit(torch.ones(3, 6), checkpoint_path=path)
+
+
+def test_a_ladder_that_is_too_short_warns() -> None:
+    model = RBM(30, 20)
+    with torch.no_grad():
+        model.weight.copy_(3 * torch.sin(torch.arange(600.0)).view(30, 20))
+    with pytest.warns(UserWarning, match="of 50 annealed chains outweigh all others"):
+        model.log_likelihood(torch.zeros(1, 30), betas=1, chains=50, key=variate.random.key(0))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import os
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,8 @@ from ._base import progress_bar
 from ._settings import count_on
 
 __all__ = ["DBM", "RBM"]
+
+_FEW = 2  # a smaller effective sample size of annealed chains is worth a warning
 
 METHODS = ("cd", "pcd", "pt")
 
@@ -334,9 +337,15 @@ class RBM(_Machine):
         self, x: Tensor, betas: int | Sequence[float] = 1000, chains: int = 256, **options: Any
     ) -> Tensor:
         """log p(x) = -F(x) - log Z, [B] nats, by :meth:`log_partition`, whose error all rows share. It errs high where
-        the ladder is too short."""
-        log_z = self.log_partition(betas, chains, **options).log_z
-        return -self.free_energy(x) - log_z.to(self.weight.dtype)
+        the ladder is too short; where hardly any chain counts, it warns."""
+        found = self.log_partition(betas, chains, **options)
+        if found.effective_sample_size < _FEW <= len(found.log_weights):
+            warnings.warn(
+                f"log_likelihood: {float(found.effective_sample_size):.1f} of {len(found.log_weights)} annealed chains "
+                "outweigh all others, so log Z may be off by nats; raise betas, or pass a base_bias near the data's",
+                stacklevel=2,
+            )
+        return -self.free_energy(x) - found.log_z.to(self.weight.dtype)
 
     def extra_repr(self) -> str:
         visible, hidden = self.weight.shape
