@@ -30,6 +30,7 @@ PROMISES: dict[str, dict[str, float]] = {
 }
 TRAINING: dict[str, dict[str, float]] = {"amx": {"eager": 4}}
 BATCH, STEPS, LEARNING_RATE = 128, 10, 0.05  # of training: rows and chains, Gibbs steps
+AT_ONCE = 8  # steps of training that are timed together
 LADDER = 100  # steps of annealing
 BETAS = tuple(k / 10 for k in range(1, 11))  # of tempering
 
@@ -169,7 +170,7 @@ def training(gradient: Callable[..., Sequence[Tensor]], batches: Sequence[Tensor
 
 
 class Step:
-    """A step of training; the machine is made at the first one."""
+    """Some steps of training, one after the other as in a fit; the machine is made at the first one."""
 
     def __init__(self, gradient: Callable[..., Sequence[Tensor]]) -> None:
         self.gradient = gradient
@@ -178,7 +179,8 @@ class Step:
     def __call__(self, batches: Sequence[Tensor]) -> None:
         if self.steps is None:
             self.steps = training(self.gradient, batches)
-        next(self.steps)
+        for _ in range(AT_ONCE):
+            next(self.steps)
 
 
 @dataclass(frozen=True)
@@ -224,6 +226,7 @@ TRAINING_STEP = Case(
     },
     check=check_gradient,
     modes=("step",),
+    portions=dict.fromkeys(("ours", "eager", "expert", "compile"), AT_ONCE),
     targets=tuple(
         Target(rival, least, "step")
         for rival, least in TRAINING.get(variate.build_info()["cpu_capability"], {}).items()

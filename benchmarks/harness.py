@@ -56,7 +56,8 @@ class Case:
     mode, the bytes a perfect implementation moves and the Philox words it draws. A threaded case is also
     timed with several threads against one; the sizes of a sweep are summarised together.
 
-    `portions`: which part of the work a competitor does that is too slow for all of it; its times count for the whole.
+    `portions`: which part of the work a competitor does that is too slow for all of it, or how many times as much; its
+    times count for the whole.
     Of a sampler, `flips` are the site updates of one call, and `effective()` how many independent samples it is worth.
     """
 
