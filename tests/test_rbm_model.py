@@ -8,6 +8,7 @@ import itertools
 import pytest
 import ranks
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
 
@@ -344,6 +345,24 @@ def test_bytes_and_spins_are_refused(model, tmp_path) -> None:
     for path in (tmp_path, tmp_path / "none" / "file"):
         with pytest.raises(checkpoint.CheckpointError, match="expected a file in a folder that exists"):
             model.fit(torch.ones(3, 6), checkpoint_path=path)
+
+
+@pytest.mark.parametrize("kind", ["bernoulli", "categorical", "gaussian"])
+def test_base_bias_has_the_means_of_the_data(kind) -> None:
+    """Up to one count more of each state."""
+    categories = 3 if kind == "categorical" else None
+    model = RBM(6, 4, visible_kind=kind, categories=categories)
+    x = torch.randint(0, categories or 2, (50, 6 // (categories or 1)), generator=torch.Generator().manual_seed(0))
+    base = model.base_bias(x.float() if kind == "gaussian" else x)
+    if kind == "gaussian":
+        assert base is None
+    elif kind == "categorical":
+        counts = F.one_hot(x, 3).sum(0)
+        torch.testing.assert_close(torch.softmax(base.view(2, 3), -1), (counts + 1) / 53)
+    else:
+        torch.testing.assert_close(torch.sigmoid(base), (x.sum(0) + 1) / 52)
+    deep = DBM((6, 4, 3))
+    assert deep.base_bias(torch.ones(3, 6)).shape == (9,)
 
 
 def test_a_ladder_that_is_too_short_warns() -> None:

@@ -68,8 +68,8 @@ def train_rbm(settings: RBMSettings, epochs: int, out: Path, device: torch.devic
             _picture(model, data[:_SHOWN], out, random.fold_in(key, _SAMPLE))
             error = history[-1]["reconstruction"]
             console.print(f"epoch {epoch + 1:3d}   reconstruction error {error:.4f}")
-    found = model.log_partition(_BETAS, _CHAINS, key=random.fold_in(key, _PARTITION))
     test = digits.fixed("test")
+    found = model.log_partition(_BETAS, _CHAINS, base_bias=model.base_bias(test), key=random.fold_in(key, _PARTITION))
     with torch.no_grad():
         log_likelihood = (-model.free_energy(test).double() - found.log_z).mean().item()
     console.print(

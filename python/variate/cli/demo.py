@@ -238,7 +238,7 @@ def _machine_table(machines: dict[str, tuple[RBM, list[float]]], test: Tensor) -
     ratio = _ratio(machines["stock"][1], machines["fused"][1])
     rows = []
     for name, (machine, seconds) in machines.items():
-        found = machine.log_partition(_BETAS, key=random.key(0))
+        found = machine.log_partition(_BETAS, base_bias=machine.base_bias(test), key=random.key(0))
         rows.append(
             [
                 _NAMES[name],
@@ -265,9 +265,9 @@ def _machine_parts(
             [
                 f"784-500 by persistent contrastive divergence, {BATCH} chains and {STEPS} steps of theirs for each "
                 "step of the parameters, from equal parameters with noise of their own. log Z, and with it log p(x), "
-                f"by {_BETAS} steps of annealed importance sampling, one evaluator for both, with its standard error; "
-                "it errs low, and log p(x) high, where the chains miss what the machine has learnt. The log p(x) of "
-                "one training moves by several nats with its seed.",
+                f"by {_BETAS} steps of annealed importance sampling from independent units with the digits' means, one "
+                "evaluator for both, with its standard error; it errs low, and log p(x) high, where the chains miss "
+                "what the machine has learnt. The log p(x) of one training moves with its seed.",
             ]
         ),
         _picture(0.5 + filters / (2 * filters.abs().max()), "Boltzmann machine: weights of hidden units"),

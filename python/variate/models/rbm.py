@@ -144,6 +144,22 @@ class _Machine(nn.Module):
     def _shown(self, rows: Tensor) -> Tensor:
         return rows
 
+    def base_bias(self, x: Tensor) -> Tensor | None:
+        raise NotImplementedError
+
+    def log_partition(self, betas: int | Sequence[float] = 1000, chains: int = 256, **options: Any) -> LogPartition:
+        raise NotImplementedError
+
+    def _log_z(self, x: Tensor, betas: int | Sequence[float], chains: int, options: dict[str, Any]) -> Tensor:
+        found = self.log_partition(betas, chains, **{"base_bias": self.base_bias(x), **options})
+        if found.effective_sample_size < _FEW <= len(found.log_weights):
+            warnings.warn(
+                f"log_likelihood: {float(found.effective_sample_size):.1f} of {len(found.log_weights)} annealed chains "
+                "outweigh all others, so log Z may be off by nats; raise betas",
+                stacklevel=3,
+            )
+        return found.log_z
+
     def _save(
         self,
         path: str | os.PathLike[str] | None,
@@ -322,7 +338,8 @@ class RBM(_Machine):
         return drawn[2] if means else drawn[0]
 
     def log_partition(self, betas: int | Sequence[float] = 1000, chains: int = 256, **options: Any) -> LogPartition:
-        """log Z by annealed importance sampling: ``functional.ais_log_partition`` with its options."""
+        """log Z by annealed importance sampling: ``functional.ais_log_partition`` with its options. For a machine that
+        is trained pass ``base_bias=model.base_bias(data)``."""
         return functional.ais_log_partition(
             *(p.detach() for p in self._parameters_()),
             betas=betas,
@@ -336,16 +353,20 @@ class RBM(_Machine):
     def log_likelihood(
         self, x: Tensor, betas: int | Sequence[float] = 1000, chains: int = 256, **options: Any
     ) -> Tensor:
-        """log p(x) = -F(x) - log Z, [B] nats, by :meth:`log_partition`, whose error all rows share. It errs high where
-        the ladder is too short; where hardly any chain counts, it warns."""
-        found = self.log_partition(betas, chains, **options)
-        if found.effective_sample_size < _FEW <= len(found.log_weights):
-            warnings.warn(
-                f"log_likelihood: {float(found.effective_sample_size):.1f} of {len(found.log_weights)} annealed chains "
-                "outweigh all others, so log Z may be off by nats; raise betas, or pass a base_bias near the data's",
-                stacklevel=2,
-            )
-        return -self.free_energy(x) - found.log_z.to(self.weight.dtype)
+        """log p(x) = -F(x) - log Z, [B] nats, by :meth:`log_partition` from :meth:`base_bias` of x, if no other is
+        given; all rows share its error. It errs high where the ladder is too short; where hardly any chain counts, it
+        warns."""
+        return -self.free_energy(x) - self._log_z(x, betas, chains, options).to(self.weight.dtype)
+
+    @torch.no_grad()
+    def base_bias(self, x: Tensor) -> Tensor | None:
+        """log((1 + n_i) / (1 + B - n_i)), n_i = sum_b x_bi: biases [V] of independent units with about the means of x,
+        from which annealing to a trained machine takes far fewer steps than from 0. Of categories log(1 + n_i); None
+        for Gaussian visibles."""
+        counts = self._states(self._rows(x)).sum(0)
+        if self.visible_kind == "gaussian":
+            return None
+        return torch.log1p(counts) - (torch.log1p(len(x) - counts) if self.visible_kind == "bernoulli" else 0)
 
     def extra_repr(self) -> str:
         visible, hidden = self.weight.shape
@@ -537,11 +558,18 @@ class DBM(_Machine):
     def log_likelihood(
         self, x: Tensor, betas: int | Sequence[float] = 1000, chains: int = 256, **options: Any
     ) -> Tensor:
-        """The variational bound on log p(x), [B] nats: -E(x, mu) + entropy(mu) - log Z, by :meth:`log_partition`."""
+        """The variational bound on log p(x), [B] nats: -E(x, mu) + entropy(mu) - log Z, by :meth:`log_partition` from
+        :meth:`base_bias` of x, if no other is given."""
         means = self._means(self._rows(x))
         entropy = sum((torch.special.entr(m) + torch.special.entr(1 - m)).sum(-1) for m in means[1:])
-        log_z = self.log_partition(betas, chains, **options).log_z
-        return entropy - self._energy(means) - log_z.to(means[0].dtype)
+        return entropy - self._energy(means) - self._log_z(x, betas, chains, options).to(means[0].dtype)
+
+    @torch.no_grad()
+    def base_bias(self, x: Tensor) -> Tensor:
+        """As :meth:`RBM.base_bias`, for the visible units and, by their mean-field means, those of the other even
+        layers, side by side."""
+        counts = torch.cat(self._means(self._rows(x))[::2], -1).sum(0)
+        return torch.log1p(counts) - torch.log1p(len(x) - counts)
 
     def extra_repr(self) -> str:
         return f"{[len(b) for b in self.biases]}, steps={self.steps}, mean_field={self.mean_field}"
