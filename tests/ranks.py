@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import socket
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
+import pytest
 from torch import Tensor
 
 from variate import checkpoint
@@ -36,8 +39,31 @@ os._exit(0)  # gloo's threads may still want the interpreter while it ends, and 
 """
 
 
+# Nothing of this package: whether PyTorch's ranks run on this machine.
+_PROBE = """
+model = DistributedDataParallel(torch.nn.Linear(3, 2))
+model(torch.ones(4, 3)).sum().backward()
+result = {"gradient": model.module.weight.grad}
+"""
+
+
 def run(program: str, folder: Path, *arguments: str) -> dict[str, Tensor]:
     """What `program` leaves in rank 0 as `result`, tensors by name. It finds its `rank`, 0 or 1, and `arguments`."""
+    if problem := _stock_problem():
+        pytest.skip(f"PyTorch's own data-parallel ranks do not run here: {problem}")
+    problem = _run(program, folder, *arguments)
+    assert problem is None, problem
+    return checkpoint.load(folder / "result").tensors
+
+
+@functools.cache
+def _stock_problem() -> str | None:
+    with tempfile.TemporaryDirectory() as folder:
+        return _run(_PROBE, Path(folder))
+
+
+def _run(program: str, folder: Path, *arguments: str) -> str | None:
+    """What went wrong."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONFAULTHANDLER": "1"}
     # Gloo looks for the interface of the machine's name otherwise, which need not resolve.
     for _, interface in socket.if_nameindex():
@@ -52,8 +78,11 @@ def run(program: str, folder: Path, *arguments: str) -> dict[str, Tensor]:
     try:
         for process in ranks:
             _, errors = process.communicate(timeout=60)
-            assert process.returncode == 0, errors.decode()
+            if process.returncode != 0:
+                return f"status {process.returncode}: {errors.decode()}"
+    except subprocess.TimeoutExpired:
+        return "no end after a minute"
     finally:
         for process in ranks:
             process.kill()
-    return checkpoint.load(folder / "result").tensors
+    return None
