@@ -66,14 +66,7 @@ void add_moments(const Chains& chains) {
   const Sums sums = sums_of(chains);
   for (int64_t chain = 0; chain < chains.count; ++chain) {
     const double m = static_cast<double>(sums.spins[chain]) / sites, b = static_cast<double>(sums.bonds[chain]) / sites;
-    double* moments = chains.a.moments + (chains.first_chain + chain) * VARIATE_ISING_MOMENTS;
-    moments[VARIATE_ISING_M] += m;
-    moments[VARIATE_ISING_ABS_M] += m < 0.0 ? -m : m;
-    moments[VARIATE_ISING_M2] += m * m;
-    moments[VARIATE_ISING_M4] += (m * m) * (m * m);
-    moments[VARIATE_ISING_B] += b;
-    moments[VARIATE_ISING_B2] += b * b;
-    moments[VARIATE_ISING_MB] += m * b;
+    math::add_moments(m, b, chains.a.moments + (chains.first_chain + chain) * VARIATE_ISING_MOMENTS);
   }
 }
 

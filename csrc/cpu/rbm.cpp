@@ -171,9 +171,10 @@ void rbm_temper(const variate_rbm_temper_args& args) {
         for (int64_t t = round % 2; t + 1 < count; t += 2) {
           const int64_t low = first + t, high = low + 1;
           const double ratio = (args.betas[t + 1] - args.betas[t]) * (energy[high] - energy[low]);
+          if (!(ratio > -700.0)) continue;  // nor where it is no number
           const math::Words words = math::noise_words(key, t / 4, sample, static_cast<uint32_t>(round));
           const double threshold = __builtin_ceil(math::exp_exact(ratio < 0.0 ? ratio : 0.0) * 0x1p32);
-          if (!(ratio > -700.0) || !(words.w[t % 4] < threshold)) continue;
+          if (words.w[t % 4] >= threshold) continue;
           walk.swap_rows(low, high);
           std::swap(energy[low], energy[high]);
 #pragma omp atomic

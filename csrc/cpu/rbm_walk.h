@@ -197,8 +197,9 @@ class Walk {
   void store() {
     const RbmDirection& d = m.plan.to_visible;
     const auto keep = m.a.packed ? pack : copy;
-    for (int64_t r = 0; r < rows_ && m.a.hidden.data; ++r)
+    for (int64_t r = 0; r < rows_ && m.a.hidden.data; ++r) {
       keep(s.hidden + r * d.in_padded, d.in, states_of(m.a.hidden, r));
+    }
     if (m.gaussian() || d.out == 0 || m.a.steps == 0) return;
     for (int64_t r = 0; r < rows_; ++r) {
       const uint8_t* __restrict from = s.visible + r * d.out_padded;

@@ -347,13 +347,7 @@ __device__ __forceinline__ void add_moments(const Frame& frame, const Sums& sums
   const double sites = static_cast<double>(frame.sites);
   const double m = static_cast<double>(spin_sum(frame, sums)) / sites;
   const double b = static_cast<double>(bond_sum(frame, sums)) / sites;
-  moments[VARIATE_ISING_M] += m;
-  moments[VARIATE_ISING_ABS_M] += m < 0.0 ? -m : m;
-  moments[VARIATE_ISING_M2] += m * m;
-  moments[VARIATE_ISING_M4] += (m * m) * (m * m);
-  moments[VARIATE_ISING_B] += b;
-  moments[VARIATE_ISING_B2] += b * b;
-  moments[VARIATE_ISING_MB] += m * b;
+  math::add_moments(m, b, moments);
 }
 
 // A chain cut into blocks.

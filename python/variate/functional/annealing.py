@@ -28,6 +28,9 @@ from .rbm import KINDS, check_chains, check_weights, rbm_gibbs, single
 
 __all__ = ["LogPartition", "ais_log_partition"]
 
+_Machine = tuple[Tensor, Tensor, Tensor]  # weight, visible_bias, hidden_bias
+_Noise = dict[str, Any]  # key, generator, first_sample
+
 
 class LogPartition(NamedTuple):
     """What :func:`ais_log_partition` returns, float64: ``log_z``, its ``standard_error``, the ``effective_sample_size``
@@ -107,7 +110,8 @@ def ais_log_partition(
         visible = start
 
     travelled = torch.tensor(ladder if start is None else ladder[::-1], dtype=torch.float64, device=weight.device)
-    log_weights = _anneal(visible, weight, visible_bias, hidden_bias, base, travelled, visible_kind, ways, key, **noise)
+    machine = (weight, visible_bias, hidden_bias)
+    log_weights = _anneal(visible, machine, base, travelled, visible_kind, ways, {"key": key, **noise})
     units = len(hidden_bias) * math.log(2)
     if gaussian:
         log_base = torch.tensor(units + len(visible_bias) / 2 * math.log(2 * math.pi)).double()
@@ -121,56 +125,35 @@ def ais_log_partition(
 
 
 def _anneal(
-    visible: Tensor,
-    weight: Tensor,
-    visible_bias: Tensor,
-    hidden_bias: Tensor,
-    base_bias: Tensor,
-    betas: Tensor,
-    visible_kind: str,
-    categories: int,
-    key: Tensor | None,
-    generator: torch.Generator | None,
-    first_sample: int,
+    visible: Tensor, machine: _Machine, base_bias: Tensor, betas: Tensor, visible_kind: str, ways: int, noise: _Noise
 ) -> Tensor:
     """float64 log weights [chains] of a run along betas."""
-    check_weights(weight, visible_bias, hidden_bias)
+    check_weights(*machine)
+    key, first_sample = noise["key"], noise["first_sample"]
     op = _backend.select("rbm_anneal", visible)
     if op is None or _gate.transformed_noise("rbm_anneal", key):
-        machine = (weight, visible_bias, hidden_bias)
-        return _anneal_by_steps(visible, *machine, base_bias, betas, visible_kind, key, generator, first_sample)
-    log_weights = torch.empty(len(visible), dtype=torch.float64, device=weight.device)
+        return _anneal_by_steps(visible, machine, base_bias, betas, visible_kind, noise)
+    log_weights = torch.empty(len(visible), dtype=torch.float64, device=visible.device)
     dtype = torch.float32 if visible_kind == "gaussian" else torch.uint8
     op(
         visible.to(dtype, memory_format=torch.contiguous_format, copy=True),
-        single(weight),
-        single(visible_bias),
-        single(hidden_bias),
-        single(base_bias),
+        *(single(parameter) for parameter in (*machine, base_bias)),
         betas,
         log_weights,
         0,
         KINDS[visible_kind],
-        categories if visible_kind == "categorical" else 0,
-        _key.resolve(key, generator, first_sample, visible),
+        ways if visible_kind == "categorical" else 0,
+        _key.resolve(key, noise["generator"], first_sample, visible),
         first_sample,
     )
     return log_weights
 
 
 def _anneal_by_steps(
-    visible: Tensor,
-    weight: Tensor,
-    visible_bias: Tensor,
-    hidden_bias: Tensor,
-    base_bias: Tensor,
-    betas: Tensor,
-    visible_kind: str,
-    key: Tensor | None,
-    generator: torch.Generator | None,
-    first_sample: int,
+    visible: Tensor, machine: _Machine, base_bias: Tensor, betas: Tensor, visible_kind: str, noise: _Noise
 ) -> Tensor:
     """The same where no kernel makes the whole run: a call for every Gibbs step."""
+    weight, visible_bias, hidden_bias = machine
     gaussian = visible_kind == "gaussian"
     log_weights = torch.zeros(len(visible), dtype=torch.float64, device=weight.device)
     ladder = betas.tolist()
@@ -183,19 +166,10 @@ def _anneal_by_steps(
         if k + 2 == len(ladder):
             break
         if gaussian:  # the visibles' own variance does not anneal
-            machine, inverse = (weight * beta, visible_bias, hidden_bias * beta), 1.0
+            now, inverse = (weight * beta, visible_bias, hidden_bias * beta), 1.0
         else:
-            machine, inverse = (weight, visible_bias + base_bias * (1 / beta - 1), hidden_bias), beta
-        visible = rbm_gibbs(
-            visible,
-            *machine,
-            beta=inverse,
-            visible_kind=visible_kind,
-            key=key,
-            generator=generator,
-            first_sample=first_sample,
-            first_step=k,
-        )[0]
+            now, inverse = (weight, visible_bias + base_bias * (1 / beta - 1), hidden_bias), beta
+        visible = rbm_gibbs(visible, *now, beta=inverse, visible_kind=visible_kind, first_step=k, **noise)[0]
     return log_weights
 
 

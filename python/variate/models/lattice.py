@@ -121,10 +121,9 @@ class _Lattice(nn.Module):
         progress: Callable[[int], None] | None = None,
         **options: Any,
     ) -> Any:
-        """Observables at each beta in turn, as :meth:`observe` gives them, which takes the options, stacked:
-        [betas, chains]. Each beta starts
-        from where the one before it ended, with `burn_in` sweeps that are not measured. `progress` is called with the
-        sweeps that are done."""
+        """Observables at each beta in turn, as :meth:`observe` gives them, stacked: [betas, chains]. It takes the
+        options. Each beta starts from where the one before it ended, with `burn_in` sweeps that are not measured.
+        `progress` is called with the sweeps that are done."""
         if isinstance(betas, (int, float)):
             raise TypeError(f"betas: expected a sequence of numbers, got {betas}")
         results = []

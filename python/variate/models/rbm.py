@@ -156,7 +156,7 @@ class _Machine(nn.Module):
             warnings.warn(
                 f"log_likelihood: {float(found.effective_sample_size):.1f} of {len(found.log_weights)} annealed chains "
                 "outweigh all others, so log Z may be off by nats; raise betas",
-                stacklevel=3,
+                stacklevel=4,  # past log_likelihood and its decorator
             )
         return found.log_z
 
@@ -362,7 +362,10 @@ class RBM(_Machine):
     def base_bias(self, x: Tensor) -> Tensor | None:
         """log((1 + n_i) / (1 + B - n_i)), n_i = sum_b x_bi: biases [V] of independent units with about the means of x,
         from which annealing to a trained machine takes far fewer steps than from 0. Of categories log(1 + n_i); None
-        for Gaussian visibles."""
+        for Gaussian visibles. x, and what it raises, as for the loss.
+
+        Source: Salakhutdinov and Murray 2008.
+        """
         counts = self._states(self._rows(x)).sum(0)
         if self.visible_kind == "gaussian":
             return None

@@ -1,6 +1,8 @@
 // Heat-bath thresholds of spins on a lattice, and where its sites lie.
 #pragma once
 
+#include <variate/lattice.h>
+
 #include "philox.hpp"
 
 namespace variate::math {
@@ -363,6 +365,17 @@ VARIATE_INLINE std::uint32_t ring_word(const std::uint32_t* row, std::uint32_t c
     start = to_end == taken ? 0 : start + taken;
   }
   return word;
+}
+
+// Adds a measurement: the magnetisation and the satisfied bonds of a lattice, each per site.
+VARIATE_INLINE void add_moments(double m, double b, double* moments) {
+  moments[VARIATE_ISING_M] += m;
+  moments[VARIATE_ISING_ABS_M] += m < 0.0 ? -m : m;
+  moments[VARIATE_ISING_M2] += m * m;
+  moments[VARIATE_ISING_M4] += (m * m) * (m * m);
+  moments[VARIATE_ISING_B] += b;
+  moments[VARIATE_ISING_B2] += b * b;
+  moments[VARIATE_ISING_MB] += m * b;
 }
 
 }  // namespace variate::math
