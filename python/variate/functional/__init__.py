@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from . import boltzmann, bound, elbo, lattice, linear, logistic, random, rbm, relaxed, reparam
+from . import boltzmann, bound, denoise, elbo, lattice, linear, logistic, random, rbm, relaxed, reparam
 from ._backend import backends, register_triton, use_backend
 from ._checks import set_debug
 from .annealing import LogPartition, ais_log_partition
@@ -17,6 +17,7 @@ from .boltzmann import (
     rbm_log_partition,
 )
 from .bound import ImportanceBound, importance_weighted_bound
+from .denoise import Denoised, denoise_step
 from .elbo import bernoulli_kl, bernoulli_nll, categorical_kl, categorical_nll, normal_kl, normal_nll
 from .lattice import (
     IsingMeasurement,
@@ -47,6 +48,7 @@ from .tempering import Tempering, parallel_tempering
 register_triton()
 
 __all__ = [
+    "Denoised",
     "ImportanceBound",
     "IsingMeasurement",
     "IsingObservables",
@@ -66,6 +68,8 @@ __all__ = [
     "dbm_gibbs",
     "dbm_join",
     "dbm_mean_field",
+    "denoise",
+    "denoise_step",
     "discretized_logistic_mixture_nll",
     "discretized_logistic_mixture_sample",
     "discretized_logistic_nll",

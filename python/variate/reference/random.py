@@ -36,8 +36,8 @@ def philox(seed: Tensor, counter: Tensor, sample: Tensor | int, step: Tensor | i
     return torch.stack(c, -1)
 
 
-def words(size: Sequence[int], key: Tensor, first_sample: int = 0, step: int = 0) -> Tensor:
-    """The word of each element of a tensor of this size."""
+def words(size: Sequence[int], key: Tensor, first_sample: int = 0, step: int | Tensor = 0) -> Tensor:
+    """The word of each element of a tensor of this size; `step` may be one for each row."""
     size = tuple(size)
     rows = size[0] if len(size) > 1 else 1
     count = math.prod(size[1:] if len(size) > 1 else size)
@@ -49,7 +49,8 @@ def words(size: Sequence[int], key: Tensor, first_sample: int = 0, step: int = 0
         seed, offset = key[:, :1], key[:, 1:]
         sample = torch.zeros((rows, 1), dtype=torch.int64, device=key.device)
     counter = (offset + blocks).expand(rows, -1)
-    block_words = philox(seed, counter, sample & _MASK, step)
+    steps = step.reshape(-1, 1) if isinstance(step, Tensor) else step
+    block_words = philox(seed, counter, sample & _MASK, steps & _MASK)
     return block_words.flatten(-2)[:, :count].reshape(size)
 
 
@@ -138,11 +139,16 @@ def normal(
     shape = _size(size)
     if key is None:
         return torch.randn(shape, generator=generator, dtype=dtype, device=device)
+    return normal_at(shape, key, first_sample, 0).to(dtype or torch.get_default_dtype())
+
+
+def normal_at(size: Sequence[int], key: Tensor, first_sample: int, step: int | Tensor) -> Tensor:
+    """float32 normals of a step, or of each row's own."""
+    shape = tuple(size)
     rows = shape[0] if len(shape) > 1 else 1
     count = math.prod(shape[1:] if len(shape) > 1 else shape)
-    whole = words((rows, (count + 3) // 4 * 4), key, first_sample)
-    drawn = normals_of(whole)[:, :count].reshape(shape)
-    return drawn.float().to(dtype or torch.get_default_dtype())
+    whole = words((rows, (count + 3) // 4 * 4), key, first_sample, step)
+    return normals_of(whole)[:, :count].reshape(shape).float()
 
 
 def exponential(
