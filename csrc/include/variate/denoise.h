@@ -51,43 +51,44 @@ typedef enum variate_denoise_column VARIATE_INT {
   VARIATE_DENOISE_COLUMNS
 } variate_denoise_column;
 
-/* What the model says of the variance v of the noise, which multiplies PREV_NOISE. */
+/* What a model that says something of the noise's variance, v, multiplies the noise by. */
 typedef enum variate_denoise_variance VARIATE_INT {
   VARIATE_VARIANCE_FIXED = 0,
   VARIATE_VARIANCE_LEARNED = 1, /* sqrt(v) */
   VARIATE_VARIANCE_RANGE = 2    /* exp((MIN_LOG_VARIANCE + (v + 1) / 2 (MAX_ - MIN_LOG_VARIANCE)) / 2) */
 } variate_denoise_variance;
 
-/* One step. sample, output and the other inputs are floating [rows, cols], in any of their dtypes; math is float32, or
-   float64 where the sample is.
+/* One step. sample, output and the other tensors are floating [rows, cols], in any of their dtypes; math is float32, or
+   float64 where the sample is. No output overlaps an input.
 
    Guidance: with `unconditional` u the model output is m = u + guidance (output - u); with rescale > 0, m is then
    multiplied by rescale std(output) / std(m) + 1 - rescale, std the sample standard deviation of a row.
 
-   Which row of the table: `row` for all, or where `table_rows` is given one int64 for each of table_row_tokens equal
-   parts of a row's columns (row_stride between samples, col_stride between parts). On a GPU nobody sees a row outside
-   the table in time: its results are NaN. On a CPU it is refused.
+   Which row of the table: `row` for all; or where `table_rows` is given an int64 for each of table_row_tokens equal
+   parts of a sample's columns (row_stride between samples, col_stride between parts). A CPU refuses a row outside the
+   table; on a GPU, where nobody sees it in time, its results are NaN.
 
    Clipping of x0: clip > 0 clamps it to [-clip, clip]. With quantile > 0, to [-q, q] and divided by q, q the quantile
-   of |x0| over the row, between order statistics by linear interpolation, and clamped to [1, clip].
+   of |x0| over the row, between order statistics by linear interpolation, and clamped to [1, clip], or to at least 1.
 
    The noise of element e of sample b is its standard normal at step `step`. With `counter`, int64 [2], or [rows, 2] at
    counter_stride 2, the step is counter[0], which the call then adds 1 to; counter[1] is its own and must be 0 before
-   the first call. With the tensor `noise` nothing is drawn, and key may be NULL.
+   the first call. Where `drawn` is given it is the noise, and noise.key may be NULL, as it may where no row has any.
 
-   prev is required; denoised, saved, state_out and next are written where they are given. next may have `copies` 2:
-   row b is then written at rows b and rows + b, a classifier-free model's next input. */
+   prev is required; denoised, saved, state_out and next are written where they are given. With copies = 2 next is
+   [2 rows, cols], row b written at b and rows + b: the next input of a model that is guided. */
 typedef struct variate_denoise_step_args {
   uint32_t struct_size;
   variate_execution execution;
-  variate_noise noise_source;
+  variate_noise noise;
   int64_t rows;
   int64_t cols;
   variate_tensor sample;
   variate_tensor output;
   variate_tensor unconditional;
-  double guidance;
-  double rescale; /* 0 <= rescale <= 1 */
+  variate_tensor guidance; /* one float32 or float64 on the device of the call */
+  double guidance_value;   /* the same as a plain number, where the tensor is left out */
+  double rescale;          /* 0 <= rescale <= 1 */
   const double* coefficients;
   int64_t table_size; /* rows of the table */
   int64_t row;
@@ -97,7 +98,7 @@ typedef struct variate_denoise_step_args {
   double quantile; /* 0 <= quantile <= 1 */
   variate_denoise_variance variance_kind;
   variate_tensor variance;
-  variate_tensor noise;
+  variate_tensor drawn;
   int64_t step;
   int64_t* counter;
   int64_t counter_stride;

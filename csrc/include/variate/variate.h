@@ -4,6 +4,7 @@
 
 #include "bound.h"
 #include "core.h"
+#include "denoise.h"
 #include "elbo.h"
 #include "lattice.h"
 #include "linear.h"

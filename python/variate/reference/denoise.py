@@ -29,7 +29,7 @@ def denoise_step(
     row: int | Tensor,
     *,
     unconditional: Tensor | None = None,
-    guidance: float = 1.0,
+    guidance: float | Tensor = 1.0,
     rescale: float = 0.0,
     variance: Tensor | None = None,
     history: Sequence[Tensor] = (),
@@ -65,11 +65,11 @@ def denoise_step(
     def combine(name: str, *terms: str) -> Tensor:
         total = torch.zeros_like(x)
         for term in terms:
-            column = f"{name}_{term}"
-            if inputs.get(term) is None or column not in COLUMN or not _reads(table, column):
+            column, value = f"{name}_{term}", inputs.get(term)
+            if value is None or column not in COLUMN or not _reads(table, column):
                 continue
             c = coefficients[COLUMN[column]]
-            total = torch.where(c == 0, total, total + c * inputs[term])
+            total = torch.where(c == 0, total, total + c * value)
         return total
 
     if variance is not None and n is not None:
