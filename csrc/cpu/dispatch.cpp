@@ -175,6 +175,14 @@ uint64_t rbm_workspace(const variate_rbm_gibbs_args& a) { return RbmPlan(a, 0).b
 uint64_t rbm_workspace(const variate_rbm_anneal_args& a) { return RbmPlan(rows_of(a), 0).bytes; }
 uint64_t rbm_workspace(const variate_rbm_temper_args& a) { return RbmPlan(rows_of(a), 0, a.temperatures).bytes; }
 
+// Two numbers a row, and a row of magnitudes a thread.
+uint64_t denoise_workspace(const variate_denoise_step_args& a) {
+  if (!(a.rescale > 0.0 || a.quantile > 0.0)) return 0;
+  const uint64_t element = a.sample.dtype == VARIATE_FLOAT64 ? sizeof(double) : sizeof(float);
+  const uint64_t threads = a.quantile > 0.0 ? (a.execution.threads > 1 ? a.execution.threads : 1) : 0;
+  return 2 * sizeof(double) * static_cast<uint64_t>(a.rows) + threads * static_cast<uint64_t>(a.cols) * element;
+}
+
 uint64_t column_sum_workspace(int64_t rows, int64_t cols) {
   const uint64_t blocks = (static_cast<uint64_t>(rows) + column_sum_rows - 1) / column_sum_rows;
   uint64_t bytes;

@@ -55,6 +55,7 @@ struct Kernels {
   void (*rbm_gibbs)(const variate_rbm_gibbs_args&);
   void (*rbm_anneal)(const variate_rbm_anneal_args&);
   void (*rbm_temper)(const variate_rbm_temper_args&);
+  void (*denoise_step)(const variate_denoise_step_args&);
 };
 
 // The kernels of the instruction set in use.
@@ -79,6 +80,9 @@ uint64_t ising_workspace(const variate_ising_measure_args&);
 uint64_t rbm_workspace(const variate_rbm_gibbs_args&);
 uint64_t rbm_workspace(const variate_rbm_anneal_args&);
 uint64_t rbm_workspace(const variate_rbm_temper_args&);
+
+// Bytes of workspace of a denoising step.
+uint64_t denoise_workspace(const variate_denoise_step_args&);
 
 // Bytes of workspace of the sums over columns, of blocks of this many rows.
 inline constexpr int64_t column_sum_rows = 16;
@@ -134,6 +138,7 @@ void potts_gibbs(const variate_potts_gibbs_args&);
 void rbm_gibbs(const variate_rbm_gibbs_args&);
 void rbm_anneal(const variate_rbm_anneal_args&);
 void rbm_temper(const variate_rbm_temper_args&);
+void denoise_step(const variate_denoise_step_args&);
 
 }  // namespace VARIATE_ISA
 #endif

@@ -50,6 +50,7 @@ const Kernels table = {bits,
                        potts_gibbs,
                        rbm_gibbs,
                        rbm_anneal,
-                       rbm_temper};
+                       rbm_temper,
+                       denoise_step};
 
 }  // namespace variate::cpu::VARIATE_ISA

@@ -66,6 +66,14 @@ VARIATE_INLINE float sqrt(float x) {
 #endif
 }
 
+VARIATE_INLINE double sqrt(double x) {
+#if defined(__CUDA_ARCH__)
+  return __dsqrt_rn(x);
+#else
+  return __builtin_sqrt(x);
+#endif
+}
+
 // a * b in full.
 struct WideProduct {
   std::uint32_t low;
