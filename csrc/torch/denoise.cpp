@@ -59,11 +59,12 @@ void set_counter(variate_denoise_step_args& args, const OptionalTensor& counter,
   args.counter_stride = dim > 1 ? 2 : 0;
 }
 
-std::vector<Tensor> denoise_step(Tensor sample, Tensor output, Tensor coefficients, int64_t row, OptionalTensor rows,
-                                 OptionalTensor unconditional, OptionalTensor guidance, double rescale, double clip,
-                                 double quantile, int64_t variance_kind, OptionalTensor variance, OptionalTensor drawn,
-                                 std::vector<Tensor> history, OptionalTensor state, int64_t wanted, OptionalTensor key,
-                                 int64_t first_sample, int64_t step, OptionalTensor counter) {
+std::vector<Tensor> denoise_step(Tensor sample, Tensor output, Tensor coefficients, int64_t row, double clip,
+                                 int64_t wanted, OptionalTensor key, int64_t step, OptionalTensor history_0,
+                                 OptionalTensor history_1, OptionalTensor history_2, OptionalTensor state,
+                                 int64_t first_sample, OptionalTensor rows, OptionalTensor counter,
+                                 OptionalTensor unconditional, OptionalTensor guidance, double rescale, double quantile,
+                                 OptionalTensor variance, int64_t variance_kind, OptionalTensor drawn) {
   const Shape shape(sample.sizes());
   Execution execution(sample);
   variate_denoise_step_args args = {};
@@ -71,15 +72,8 @@ std::vector<Tensor> denoise_step(Tensor sample, Tensor output, Tensor coefficien
   args.execution = execution.get();
   args.rows = shape.rows;
   args.cols = shape.cols;
-  OptionalTensor contiguous_key;
-  if (key) {
-    const Noise noise(*key, shape.rows, first_sample, &sample);
-    args.noise = noise.get();
-    if (!key->is_contiguous()) {
-      contiguous_key = torch::stable::contiguous(*key);
-      args.noise.key = static_cast<const int64_t*>(contiguous_key->const_data_ptr());
-    }
-  }
+  std::optional<Noise> noise;
+  if (key) args.noise = noise.emplace(*key, shape.rows, first_sample, &sample).get();
 
   Inputs view(sample);
   args.sample = view(sample, "");
@@ -88,10 +82,9 @@ std::vector<Tensor> denoise_step(Tensor sample, Tensor output, Tensor coefficien
   args.variance = view(variance, "variance must have the shape and device of sample");
   args.drawn = view(drawn, "noise must have the shape and device of sample");
   args.state = view(state, "state must have the shape and device of sample");
-  STD_TORCH_CHECK(history.size() <= VARIATE_DENOISE_HISTORY, "history must hold at most 3 tensors");
-  for (std::size_t i = 0; i < history.size(); ++i) {
-    args.history[i] = view(history[i], "history must have the shape and device of sample");
-  }
+  args.history[0] = view(history_0, "history must have the shape and device of sample");
+  args.history[1] = view(history_1, "history must have the shape and device of sample");
+  args.history[2] = view(history_2, "history must have the shape and device of sample");
   const Scalar guide(guidance, sample);
   args.guidance = guide.tensor;
   args.guidance_value = guide.value;
@@ -136,11 +129,13 @@ std::vector<Tensor> denoise_step(Tensor sample, Tensor output, Tensor coefficien
 }  // namespace
 
 STABLE_TORCH_LIBRARY_FRAGMENT(variate, library) {
+  // What few calls need comes last, with a default: an argument that is not passed costs nothing.
   library.def(
-      "denoise_step(Tensor sample, Tensor output, Tensor coefficients, SymInt row, Tensor? rows, "
-      "Tensor? unconditional, Tensor? guidance, float rescale, float clip, float quantile, int variance_kind, "
-      "Tensor? variance, Tensor? drawn, Tensor[] history, Tensor? state, int wanted, Tensor? key, "
-      "SymInt first_sample, SymInt step, Tensor(a!)? counter) -> Tensor[]");
+      "denoise_step(Tensor sample, Tensor output, Tensor coefficients, SymInt row, float clip=0., int wanted=0, "
+      "Tensor? key=None, SymInt step=0, Tensor? history_0=None, Tensor? history_1=None, Tensor? history_2=None, "
+      "Tensor? state=None, SymInt first_sample=0, Tensor? rows=None, Tensor(a!)? counter=None, "
+      "Tensor? unconditional=None, Tensor? guidance=None, float rescale=0., float quantile=0., "
+      "Tensor? variance=None, int variance_kind=0, Tensor? drawn=None) -> Tensor[]");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(variate, CPU, library) { library.impl("denoise_step", TORCH_BOX(&denoise_step)); }

@@ -54,7 +54,7 @@ Execution::~Execution() {
 variate_execution Execution::with_workspace(uint64_t bytes) {
   if (bytes == 0) return execution_;
   workspace_ = new_tensor(std::vector<int64_t>{static_cast<int64_t>(bytes)}, ScalarType::Byte, like_);
-  execution_.workspace = workspace_.mutable_data_ptr();
+  execution_.workspace = workspace_->mutable_data_ptr();
   execution_.workspace_bytes = bytes;
   return execution_;
 }

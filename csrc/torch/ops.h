@@ -78,12 +78,12 @@ class View {
   }
 
   variate_tensor get() const { return view_; }
-  int64_t leading_stride() const { return leading_ ? tensor_.strides()[0] : 0; }
+  int64_t leading_stride() const { return leading_ ? tensor_->strides()[0] : 0; }
 
  private:
   bool strides() {
-    const auto sizes = tensor_.sizes();
-    const auto steps = tensor_.strides();
+    const auto sizes = tensor_->sizes();
+    const auto steps = tensor_->strides();
     const std::size_t first = leading_ + (sizes.size() > leading_ + 1 ? 1 : 0);
     int64_t step = 1, covered = 1;
     bool found = false;
@@ -97,11 +97,12 @@ class View {
       }
       covered *= sizes[d];
     }
-    view_ = {tensor_.mutable_data_ptr(), dtype_of(tensor_.scalar_type()), first > leading_ ? steps[leading_] : 0, step};
+    view_ = {tensor_->mutable_data_ptr(), dtype_of(tensor_->scalar_type()), first > leading_ ? steps[leading_] : 0,
+             step};
     return true;
   }
 
-  Tensor tensor_;
+  OptionalTensor tensor_;  // optional, as a tensor that is not there costs an allocation
   std::size_t leading_ = 0;
   variate_tensor view_ = {nullptr, VARIATE_FLOAT32, 0, 0};
 };
@@ -167,7 +168,7 @@ class Execution {
 
  private:
   const Tensor& like_;
-  Tensor workspace_;
+  OptionalTensor workspace_;
   variate_execution execution_ = {};
   DeviceGuardHandle guard_ = nullptr;
 };
