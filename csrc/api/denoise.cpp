@@ -44,8 +44,7 @@ void check_numbers(Checks& checks, const Args& a) {
   checks.require(a.rescale >= 0.0 && a.rescale <= 1.0, "rescale must lie in [0, 1], got %g", a.rescale);
   checks.require(a.quantile >= 0.0 && a.quantile <= 1.0, "quantile must lie in [0, 1], got %g", a.quantile);
   checks.require(a.clip >= 0.0, "clip must be at least 0, got %g", a.clip);
-  checks.require(a.step >= 0 && a.step < (int64_t{1} << 32), "step must lie in [0, 2^32), got %lld",
-                 static_cast<long long>(a.step));
+  checks.size(a.step, "step");
   checks.require(a.counter_stride == 0 || a.counter_stride == 2, "counter_stride must be 0 or 2, got %lld",
                  static_cast<long long>(a.counter_stride));
   checks.require(!a.table_rows.data || (a.table_row_tokens >= 1 && a.cols % a.table_row_tokens == 0),

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
+import functools
+import operator
 from collections.abc import Sequence
 
 import torch
@@ -38,6 +41,7 @@ COLUMNS = (
     "max_log_variance",
 )
 COLUMN = {name: index for index, name in enumerate(COLUMNS)}
+NOISE = 1 << COLUMN["x0_noise"] | 1 << COLUMN["prev_noise"]  # the columns that need noise, as a mask
 MOST_HISTORY = 3
 
 
@@ -63,7 +67,7 @@ class Table:
         first_input_scale: what the first sample is multiplied by to be the model's first input.
         history: how many saved tensors a row may read, at most 3.
         state: whether rows read a state.
-        keeps: [N] whether row k's sample becomes the state of the rows after it; None where ``state`` of the call does.
+        keeps: [N] whether row k's sample becomes the state of the rows after it; None where what the step returns does.
         clip: x0 is clamped to [-clip, clip]; with ``quantile``, the greatest threshold.
         quantile: dynamic thresholding: x0 is clamped to [-q, q] and divided by q, where q is this quantile of |x0| over
             a sample, clamped to [1, clip].
@@ -81,6 +85,24 @@ class Table:
     clip: float | None = None
     quantile: float | None = None
     variance: str | None = None
+    masks: tuple[int, ...] = dataclasses.field(init=False, repr=False)  # bit c of row k: its column c is not 0
+    mask: int = dataclasses.field(init=False, repr=False)  # of any row
+
+    def __post_init__(self) -> None:
+        c = self.coefficients
+        if c.dtype != torch.float64 or c.dim() != 2 or c.shape[1] != len(COLUMNS):
+            raise ValueError(
+                f"coefficients: expected float64 [N, {len(COLUMNS)}], got {str(c.dtype).removeprefix('torch.')} "
+                f"{list(c.shape)}"
+            )
+        if self.variance not in (None, "learned", "learned_range"):
+            raise ValueError(f"variance: expected None, 'learned' or 'learned_range', got {self.variance!r}")
+        if not 0 <= self.history <= MOST_HISTORY:
+            raise ValueError(f"history: expected 0 to {MOST_HISTORY}, got {self.history}")
+        object.__setattr__(self, "coefficients", c.contiguous())
+        bits = (c != 0).cpu().long() << torch.arange(len(COLUMNS))
+        object.__setattr__(self, "masks", tuple(bits.sum(1).tolist()))
+        object.__setattr__(self, "mask", functools.reduce(operator.or_, self.masks, 0))
 
     def __len__(self) -> int:
         return len(self.coefficients)
@@ -91,5 +113,12 @@ class Table:
 
     def to(self, device: torch.device | str) -> Table:
         """The same table on another device."""
-        moved = self.coefficients.to(device)
-        return dataclasses.replace(self, coefficients=moved, timesteps=self.timesteps.to(device))
+        moved = copy.copy(self)
+        object.__setattr__(moved, "coefficients", self.coefficients.to(device))
+        object.__setattr__(moved, "timesteps", self.timesteps.to(device))
+        return moved
+
+    @property
+    def stochastic(self) -> bool:
+        """Whether a row has noise."""
+        return bool(self.mask & NOISE)

@@ -71,9 +71,10 @@ typedef enum variate_denoise_variance VARIATE_INT {
    Clipping of x0: clip > 0 clamps it to [-clip, clip]. With quantile > 0, to [-q, q] and divided by q, q the quantile
    of |x0| over the row, between order statistics by linear interpolation, and clamped to [1, clip], or to at least 1.
 
-   The noise of element e of sample b is its standard normal at step `step`. With `counter`, int64 [2], or [rows, 2] at
-   counter_stride 2, the step is counter[0], which the call then adds 1 to; counter[1] is its own and must be 0 before
-   the first call. Where `drawn` is given it is the noise, and noise.key may be NULL, as it may where no row has any.
+   The noise of element e of sample b is its standard normal at step `step`, modulo 2^32. With `counter`, int64 [2], or
+   [rows, 2] at counter_stride 2, the step is counter[0], which the call then adds 1 to; counter[1] is its own and must
+   be 0 before the first call. Where `drawn` is given it is the noise, and noise.key may be NULL, as it may where no row
+   has any.
 
    prev is required; denoised, saved, state_out and next are written where they are given. With copies = 2 next is
    [2 rows, cols], row b written at b and rows + b: the next input of a model that is guided. */

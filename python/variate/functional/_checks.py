@@ -119,7 +119,7 @@ def count(name: str, value: int, least: int = 1) -> None:
 def scalar(name: str, value: float | Tensor, like: Tensor) -> Tensor | None:
     """A setting that people anneal, as a 0-d tensor; None for a plain 0, which switches it off."""
     if isinstance(value, Tensor):
-        return _scalar_tensor(name, value, like)
+        return scalar_tensor(name, value, like)
     _plain_number(name, value)
     if not value >= 0:
         raise ValueError(f"{name}: expected at least 0, got {value}")
@@ -129,7 +129,7 @@ def scalar(name: str, value: float | Tensor, like: Tensor) -> Tensor | None:
 def positive(name: str, value: float | Tensor, like: Tensor) -> Tensor | None:
     """A setting above 0 that people anneal, as a 0-d tensor; None for 1 in eager code."""
     if isinstance(value, Tensor):
-        return _scalar_tensor(name, value, like)
+        return scalar_tensor(name, value, like)
     _plain_number(name, value)
     if not 0 < value < math.inf:
         raise ValueError(f"{name}: expected a finite number above 0, got {value}")
@@ -138,7 +138,7 @@ def positive(name: str, value: float | Tensor, like: Tensor) -> Tensor | None:
     return _full(value, torch.float64, torch.device("cpu"))
 
 
-def _scalar_tensor(name: str, value: Tensor, like: Tensor) -> Tensor:
+def scalar_tensor(name: str, value: Tensor, like: Tensor) -> Tensor:
     if value.numel() != 1 or value.dtype not in (torch.float32, torch.float64):
         raise ValueError(
             f"{name}: expected a number or a 0-d float32 or float64 tensor, "

@@ -29,7 +29,7 @@ def denoise_step(
     row: int | Tensor,
     *,
     unconditional: Tensor | None = None,
-    guidance: float | Tensor = 1.0,
+    guidance: float | Tensor | None = None,
     rescale: float = 0.0,
     variance: Tensor | None = None,
     history: Sequence[Tensor] = (),
@@ -42,11 +42,13 @@ def denoise_step(
     first_sample: int = 0,
     first_step: int | Tensor = 0,
 ) -> Denoised:
+    if guidance is not None and unconditional is None:
+        unconditional, model_output = model_output.chunk(2)
     dtype = sample.dtype if sample.dtype == torch.float64 else torch.float32
     x, output = sample.to(dtype), model_output.to(dtype)
     u = None if unconditional is None else unconditional.to(dtype)
-    m = output if u is None else u + guidance * (output - u)
-    if rescale > 0:
+    m = output if u is None else u + (1.0 if guidance is None else guidance) * (output - u)
+    if rescale > 0 and u is not None:
         inner = tuple(range(1, m.dim())) if m.dim() > 1 else (0,)
         ratio = output.std(inner, keepdim=True) / m.std(inner, keepdim=True)
         m = m * (rescale * ratio + (1 - rescale))
