@@ -179,8 +179,14 @@ def kernel_noise() -> Iterator[None]:
         for name in names:
             kernel = getattr(variate.random, name)
             stack.enter_context(mock.patch.object(variate.reference.random, name, kernel))
+        stack.enter_context(mock.patch.object(variate.reference.random, "normal_at", _kernel_normal))
         stack.enter_context(mock.patch.object(variate.reference.reparam, "base_noise", _kernel_base_noise))
         yield
+
+
+def _kernel_normal(size: tuple[int, ...], key: Tensor, first_sample: int, step: int) -> Tensor:
+    assert isinstance(step, int) and step == 0, "the kernel draws at step 0"
+    return variate.random.normal(size, key=key, first_sample=first_sample)
 
 
 def _kernel_base_noise(

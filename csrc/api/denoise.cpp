@@ -90,7 +90,9 @@ VARIATE_API variate_status variate_denoise_step(const Args* args) {
     check_numbers(checks, a);
     if (checks.failed()) return;
     checks.execution(a.execution, variate_denoise_step_workspace(&a));
-    checks.require(a.coefficients != nullptr && a.table_size > 0, "coefficients is missing");
+    checks.require(a.coefficients != nullptr, "coefficients is missing");
+    checks.require(a.table_rows.data || (a.row >= 0 && a.row < a.table_size), "row must lie in [0, %lld), got %lld",
+                   static_cast<long long>(a.table_size), static_cast<long long>(a.row));
     if (no_elements(a)) return;
     check_tensors(checks, a);
     if (a.execution.device == VARIATE_CPU && !checks.failed()) check_rows(checks, a);

@@ -59,12 +59,14 @@ void set_counter(variate_denoise_step_args& args, const OptionalTensor& counter,
   args.counter_stride = dim > 1 ? 2 : 0;
 }
 
-std::vector<Tensor> denoise_step(Tensor sample, Tensor output, Tensor coefficients, int64_t row, double clip,
-                                 int64_t wanted, OptionalTensor key, int64_t step, OptionalTensor history_0,
-                                 OptionalTensor history_1, OptionalTensor history_2, OptionalTensor state,
-                                 int64_t first_sample, OptionalTensor rows, OptionalTensor counter,
-                                 OptionalTensor unconditional, OptionalTensor guidance, double rescale, double quantile,
-                                 OptionalTensor variance, int64_t variance_kind, OptionalTensor drawn) {
+// prev, and what else is wanted, in order.
+std::vector<Tensor> run(const OptionalTensor& counter, const Tensor& sample, const Tensor& output,
+                        const Tensor& coefficients, int64_t row, double clip, int64_t wanted, const OptionalTensor& key,
+                        int64_t step, const OptionalTensor& history_0, const OptionalTensor& history_1,
+                        const OptionalTensor& history_2, const OptionalTensor& state, int64_t first_sample,
+                        const OptionalTensor& rows, const OptionalTensor& unconditional, const OptionalTensor& guidance,
+                        double rescale, double quantile, const OptionalTensor& variance, int64_t variance_kind,
+                        const OptionalTensor& drawn) {
   const Shape shape(sample.sizes());
   Execution execution(sample);
   variate_denoise_step_args args = {};
@@ -126,6 +128,33 @@ std::vector<Tensor> denoise_step(Tensor sample, Tensor output, Tensor coefficien
   return results;
 }
 
+std::vector<Tensor> denoise_step(Tensor sample, Tensor output, Tensor coefficients, int64_t row, double clip,
+                                 int64_t wanted, OptionalTensor key, int64_t step, OptionalTensor history_0,
+                                 OptionalTensor history_1, OptionalTensor history_2, OptionalTensor state,
+                                 int64_t first_sample, OptionalTensor rows, OptionalTensor unconditional,
+                                 OptionalTensor guidance, double rescale, double quantile, OptionalTensor variance,
+                                 int64_t variance_kind, OptionalTensor drawn) {
+  return run({}, sample, output, coefficients, row, clip, wanted, key, step, history_0, history_1, history_2, state,
+             first_sample, rows, unconditional, guidance, rescale, quantile, variance, variance_kind, drawn);
+}
+
+// The same where a tensor counts the steps. torch.compile wants an op that changes an argument to return a fixed number
+// of tensors: what is not wanted is empty.
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> denoise_step_counted(
+    Tensor counter, Tensor sample, Tensor output, Tensor coefficients, int64_t row, double clip, int64_t wanted,
+    OptionalTensor key, OptionalTensor history_0, OptionalTensor history_1, OptionalTensor history_2,
+    OptionalTensor state, int64_t first_sample, OptionalTensor rows, OptionalTensor unconditional,
+    OptionalTensor guidance, double rescale, double quantile, OptionalTensor variance, int64_t variance_kind,
+    OptionalTensor drawn) {
+  const std::vector<Tensor> found =
+      run(counter, sample, output, coefficients, row, clip, wanted, key, 0, history_0, history_1, history_2, state,
+          first_sample, rows, unconditional, guidance, rescale, quantile, variance, variance_kind, drawn);
+  std::size_t at = 1;
+  const auto result = [&](int bit) { return wanted & bit ? found[at++] : nothing(sample); };
+  Tensor x0 = result(Wanted::denoised), converted = result(Wanted::saved), state_after = result(Wanted::state_out);
+  return {found[0], x0, converted, state_after, result(Wanted::next)};
+}
+
 }  // namespace
 
 STABLE_TORCH_LIBRARY_FRAGMENT(variate, library) {
@@ -133,11 +162,19 @@ STABLE_TORCH_LIBRARY_FRAGMENT(variate, library) {
   library.def(
       "denoise_step(Tensor sample, Tensor output, Tensor coefficients, SymInt row, float clip=0., int wanted=0, "
       "Tensor? key=None, SymInt step=0, Tensor? history_0=None, Tensor? history_1=None, Tensor? history_2=None, "
-      "Tensor? state=None, SymInt first_sample=0, Tensor? rows=None, Tensor(a!)? counter=None, "
-      "Tensor? unconditional=None, Tensor? guidance=None, float rescale=0., float quantile=0., "
-      "Tensor? variance=None, int variance_kind=0, Tensor? drawn=None) -> Tensor[]");
+      "Tensor? state=None, SymInt first_sample=0, Tensor? rows=None, Tensor? unconditional=None, "
+      "Tensor? guidance=None, float rescale=0., float quantile=0., Tensor? variance=None, int variance_kind=0, "
+      "Tensor? drawn=None) -> Tensor[]");
+  library.def(
+      "denoise_step_counted(Tensor(a!) counter, Tensor sample, Tensor output, Tensor coefficients, SymInt row, "
+      "float clip, int wanted, Tensor? key, Tensor? history_0, Tensor? history_1, Tensor? history_2, Tensor? state, "
+      "SymInt first_sample, Tensor? rows, Tensor? unconditional, Tensor? guidance, float rescale, float quantile, "
+      "Tensor? variance, int variance_kind, Tensor? drawn) -> (Tensor, Tensor, Tensor, Tensor, Tensor)");
 }
 
-STABLE_TORCH_LIBRARY_IMPL(variate, CPU, library) { library.impl("denoise_step", TORCH_BOX(&denoise_step)); }
+STABLE_TORCH_LIBRARY_IMPL(variate, CPU, library) {
+  library.impl("denoise_step", TORCH_BOX(&denoise_step));
+  library.impl("denoise_step_counted", TORCH_BOX(&denoise_step_counted));
+}
 
 }  // namespace variate::torch_ops

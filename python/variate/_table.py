@@ -97,6 +97,10 @@ class Table:
             )
         if self.variance not in (None, "learned", "learned_range"):
             raise ValueError(f"variance: expected None, 'learned' or 'learned_range', got {self.variance!r}")
+        if self.quantile is not None and not 0 < self.quantile <= 1:
+            raise ValueError(f"quantile: expected a number in (0, 1], got {self.quantile}")
+        if self.clip is not None and not self.clip > 0:
+            raise ValueError(f"clip: expected a number above 0, got {self.clip}")
         if not 0 <= self.history <= MOST_HISTORY:
             raise ValueError(f"history: expected 0 to {MOST_HISTORY}, got {self.history}")
         object.__setattr__(self, "coefficients", c.contiguous())

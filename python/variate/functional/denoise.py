@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -90,65 +92,154 @@ def denoise_step(
     if guidance is not None and unconditional is None:
         unconditional, model_output = _halves(sample, model_output)
     given = (model_output, unconditional, variance, state, noise, *history)
-    _check(sample, given, table, history, rescale, copies)
-    wanted = TWICE if copies == 2 else 0
+    wanted = _wanted(outputs, copies)
+    mask = _mask(table, row)
+    if mask & _READS or table.variance is not None:
+        _check_reads(table, mask, wanted, variance, len(history), state)
+    draws = noise is None and mask & NOISE != 0
+    transformed = _gate.transformed_noise("denoise_step", key) if draws else _gate.transformed()
+    key = _key.resolve(key, generator, first_sample, sample) if draws else None
+    arguments = _arguments(
+        sample, model_output, table, row, unconditional, guidance, rescale, variance, history, state, noise,
+        wanted, key, first_sample, first_step,
+    )  # fmt: skip
+    counted = isinstance(first_step, Tensor)
+    op = _backend.select("denoise_step_counted" if counted else "denoise_step", sample)
+    compiling, needs_grad = torch.compiler.is_compiling(), _gate.needs_grad(sample, *given)
+    if op is not None and not (transformed or compiling or needs_grad):
+        try:
+            results = op(*arguments)
+        except RuntimeError:  # the op checks what safety needs; these say what the caller got wrong
+            _check(sample, given, table, row, rescale, first_step)
+            raise
+        return Denoised(results[0]) if not wanted else _denoised(results, wanted)
+
+    _check(sample, given, table, row, rescale, first_step)
+    how: dict[str, Any] = {"guidance": guidance, "rescale": rescale, "outputs": outputs, "copies": copies}
+    formula: Callable[..., Denoised] = functools.partial(
+        _in_pytorch, table=table, row=row, key=key, first_sample=first_sample, **how
+    )
+    if op is None or transformed or (needs_grad and compiling):
+        return formula(first_step, sample, *given)
+    if not needs_grad:
+        return _denoised(op(*arguments), wanted)
+    at = first_step.clone() if isinstance(first_step, Tensor) else first_step
+    kernel, again = functools.partial(op, *arguments), functools.partial(formula, at)
+    return _denoised(_gate.apply(_DenoiseStep, kernel, again, sample, *given), wanted)
+
+
+def _arguments(
+    sample: Tensor,
+    model_output: Tensor,
+    table: Table,
+    row: int | Tensor,
+    unconditional: Tensor | None,
+    guidance: float | Tensor | None,
+    rescale: float,
+    variance: Tensor | None,
+    history: Sequence[Tensor],
+    state: Tensor | None,
+    noise: Tensor | None,
+    wanted: int,
+    key: Tensor | None,
+    first_sample: int,
+    first_step: int | Tensor,
+) -> list[Any]:
+    """The op's arguments from the first on: those at its end that are not passed cost nothing."""
+    index, rows = (0, row) if isinstance(row, Tensor) else (row, None)
+    arguments: list[Any] = [sample, model_output, table.coefficients, index, table.clip or 0.0, wanted, key]
+    counted = isinstance(first_step, Tensor)
+    arguments = [first_step, *arguments] if counted else [*arguments, first_step]
+    rare = rows is not None or unconditional is not None or variance is not None or noise is not None
+    if rare or counted or history or state is not None or first_sample or table.quantile is not None:
+        arguments += (*history, None, None, None)[: max(MOST_HISTORY, len(history))]
+        arguments += (state, first_sample)
+    if rare or counted or table.quantile is not None:
+        scale = None if unconditional is None else _scale(guidance, sample)
+        arguments += (rows, unconditional, scale, rescale, table.quantile or 0.0)
+        arguments += (variance, VARIANCES[table.variance], noise)
+    return arguments
+
+
+def _denoised(results: Sequence[Tensor], wanted: int) -> Denoised:
+    """The results of an op: those that are wanted, or, of the one that counts, all."""
+    if len(results) == 1 + len(OUTPUTS):
+        return Denoised(
+            results[0], *[x if wanted & b else None for x, b in zip(results[1:], OUTPUTS.values(), strict=True)]
+        )
+    found = iter(results)
+    return Denoised(next(found), *[next(found) if wanted & bit else None for bit in OUTPUTS.values()])
+
+
+def _wanted(outputs: Sequence[str], copies: int) -> int:
+    wanted = 0
     for name in outputs:
         if name not in OUTPUTS:
             raise ValueError(f"outputs: expected any of {', '.join(OUTPUTS)}, got {name!r}")
         wanted |= OUTPUTS[name]
-    mask = _mask(table, row, sample)
-    _check_reads(table, mask, wanted, variance, len(history), state)
-    draws = mask & NOISE != 0 and noise is None
-    op = _backend.select("denoise_step", sample)
-    transformed = _gate.transformed_noise("denoise_step", key) if draws else _gate.transformed()
-    if draws:
-        key = _key.resolve(key, generator, first_sample, sample)
-    if op is None or transformed or _gate.needs_grad(sample, *given):
-        return reference.denoise.denoise_step(
-            sample,
-            model_output,
-            table,
-            row,
-            unconditional=unconditional,
-            guidance=guidance,
-            rescale=rescale,
-            variance=variance,
-            history=history,
-            state=state,
-            noise=noise,
-            outputs=outputs,
-            copies=copies,
-            key=key,
-            first_sample=first_sample,
-            first_step=first_step,
+    if copies not in (1, 2):
+        raise ValueError(f"copies: expected 1 or 2, got {copies}")
+    return wanted | TWICE if copies == 2 else wanted
+
+
+def _mask(table: Table, row: int | Tensor) -> int:
+    """Which columns the step reads, as far as the host knows its row."""
+    if not isinstance(table, Table):
+        raise TypeError(f"table: expected a variate.diffusion.Table, got {type(table).__name__}")
+    if isinstance(row, Tensor):
+        return table.mask
+    if isinstance(row, bool) or not isinstance(row, (int, torch.SymInt)):
+        raise TypeError(f"row: expected an int or an int64 tensor, got {type(row).__name__}")
+    if not 0 <= row < len(table.masks):
+        raise ValueError(f"row: expected a row of the table, 0 to {len(table.masks) - 1}, got {row}")
+    return table.mask if torch.compiler.is_compiling() else table.masks[row]
+
+
+def _in_pytorch(
+    first_step: int | Tensor,
+    sample: Tensor,
+    model_output: Tensor,
+    unconditional: Tensor | None,
+    variance: Tensor | None,
+    state: Tensor | None,
+    noise: Tensor | None,
+    *history: Tensor,
+    **others: Any,
+) -> Denoised:
+    others.update(unconditional=unconditional, variance=variance, state=state, noise=noise, history=history)
+    return reference.denoise.denoise_step(sample, model_output, first_step=first_step, **others)
+
+
+class _DenoiseStep(torch.autograd.Function):
+    """The step by the kernel; its gradients are those of the same expression in PyTorch, computed when asked for."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, kernel: Callable[[], list[Tensor]], formula: Callable[..., Denoised], *tensors: Tensor | None
+    ) -> tuple[Tensor, ...]:
+        ctx.formula = formula
+        ctx.save_for_backward(*tensors)
+        return tuple(kernel())
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        tensors: list[Any] = [None if t is None else t.view_as(t) for t in ctx.saved_tensors]
+        wanted = ctx.needs_input_grad[2:]
+        create_graph = torch.is_grad_enabled()
+        with torch.enable_grad():
+            if not create_graph:
+                tensors = [t.detach().requires_grad_(w) if w else t for t, w in zip(tensors, wanted, strict=True)]
+            results = ctx.formula(*tensors)
+        outputs = results if len(grads) == len(results) else [x for x in results if x is not None]
+        inputs = [t for t, w in zip(tensors, wanted, strict=True) if w]
+        pairs = zip(outputs, grads, strict=True)
+        sources = [(x, grad) for x, grad in pairs if x is not None and x.requires_grad]
+        found = iter(
+            torch.autograd.grad(
+                [x for x, _ in sources], inputs, [g for _, g in sources], create_graph=create_graph, allow_unused=True
+            )
         )
-    step, counter = _number_or_tensor(first_step)
-    index, rows = _number_or_tensor(row)
-    results = op(
-        sample,
-        model_output,
-        table.coefficients,
-        index,
-        table.clip or 0.0,
-        wanted,
-        key if draws else None,
-        step,
-        *history,
-        *(None,) * (MOST_HISTORY - len(history)),
-        state,
-        first_sample,
-        rows,
-        counter,
-        unconditional,
-        None if unconditional is None else _scale(guidance, sample),
-        rescale,
-        table.quantile or 0.0,
-        variance,
-        VARIANCES[table.variance],
-        noise,
-    )
-    found = iter(results)
-    return Denoised(next(found), *(next(found) if wanted & bit else None for bit in OUTPUTS.values()))
+        return None, None, *(next(found) if w else None for w in wanted)
 
 
 def _halves(sample: Tensor, model_output: Tensor) -> tuple[Tensor, Tensor]:
@@ -166,52 +257,56 @@ _NAMES = ("model_output", "unconditional", "variance", "state", "noise", "histor
 
 def _check(
     sample: Tensor,
-    given: tuple[Tensor | None, ...],
+    given: Sequence[Tensor | None],
     table: Table,
-    history: Sequence[Tensor],
+    row: int | Tensor,
     rescale: float,
-    copies: int,
+    first_step: int | Tensor,
 ) -> None:
+    most = len(_NAMES)
+    if len(given) > most:
+        raise ValueError(f"history: expected at most {MOST_HISTORY} tensors, got {len(given) - most + MOST_HISTORY}")
     for name, value in zip(_NAMES, given, strict=False):
         if value is not None or name == "model_output":
             _checks.alike(name, value, "sample", sample)  # type: ignore[arg-type]
-    if not isinstance(table, Table):
-        raise TypeError(f"table: expected a variate.diffusion.Table, got {type(table).__name__}")
     if table.coefficients.device != sample.device:
         raise ValueError(
             f"table: expected it on the device of sample, {sample.device}, got {table.coefficients.device}; "
             f"table.to({str(sample.device)!r}) moves it"
         )
-    if len(history) > MOST_HISTORY:
-        raise ValueError(f"history: expected at most {MOST_HISTORY} tensors, got {len(history)}")
     if not 0 <= rescale <= 1:
         raise ValueError(f"rescale: expected a number in [0, 1], got {rescale}")
-    if copies not in (1, 2) or (copies == 2 and sample.dim() < 2):
-        raise ValueError(f"copies: expected 1, or 2 for a sample of two or more dimensions, got {copies}")
-
-
-def _mask(table: Table, row: int | Tensor, sample: Tensor) -> int:
-    """Which columns the step reads, as far as the host knows the row."""
-    size = len(table)
+    if isinstance(first_step, Tensor):
+        _check_counter(first_step, sample)
+    else:
+        _checks.count("first_step", first_step, 0)
     if isinstance(row, Tensor):
-        leading = sample.shape if sample.dim() > 1 else (1,)
-        if row.dtype != torch.int64 or row.shape != leading[: row.dim()] or row.dim() > 2:
-            shapes = ", ".join(str(tuple(leading[:d])) for d in range(min(len(leading), 2) + 1))
-            raise ValueError(
-                f"row: expected an int, or an int64 tensor of shape {shapes}, "
-                f"got {_checks.dtype_name(row.dtype)} {tuple(row.shape)}"
-            )
-        _checks.same_device("row", row, "sample", sample)
-        if _checks.readable(row):
-            low, high = (int(x) for x in torch.aminmax(row))
-            if low < 0 or high >= size:
-                raise ValueError(f"row: expected rows 0 to {size - 1} of the table, got {low} to {high}")
-        return table.mask
-    if isinstance(row, bool) or not isinstance(row, (int, torch.SymInt)):
-        raise TypeError(f"row: expected an int or an int64 tensor, got {type(row).__name__}")
-    if not 0 <= row < size:
-        raise ValueError(f"row: expected a row of the table, 0 to {size - 1}, got {row}")
-    return table.mask if torch.compiler.is_compiling() else table.masks[row]
+        _check_rows(row, len(table), sample)
+
+
+def _check_counter(counter: Tensor, sample: Tensor) -> None:
+    shapes = ((2,), (_checks.rows_of(sample.shape), 2))
+    if counter.dtype != torch.int64 or counter.shape not in shapes or not counter.is_contiguous():
+        raise ValueError(
+            f"first_step: expected an int, or a contiguous int64 tensor of shape {shapes[0]} or {shapes[1]}, "
+            f"got {_checks.dtype_name(counter.dtype)} {tuple(counter.shape)}"
+        )
+    _checks.same_device("first_step", counter, "sample", sample)
+
+
+def _check_rows(row: Tensor, size: int, sample: Tensor) -> None:
+    leading = sample.shape if sample.dim() > 1 else (1,)
+    if row.dtype != torch.int64 or row.dim() > 2 or row.shape != leading[: row.dim()]:
+        shapes = ", ".join(str(tuple(leading[:d])) for d in range(min(len(leading), 2) + 1))
+        raise ValueError(
+            f"row: expected an int, or an int64 tensor of shape {shapes}, "
+            f"got {_checks.dtype_name(row.dtype)} {tuple(row.shape)}"
+        )
+    _checks.same_device("row", row, "sample", sample)
+    if _checks.readable(row):
+        low, high = (int(x) for x in torch.aminmax(row))
+        if low < 0 or high >= size:
+            raise ValueError(f"row: expected rows 0 to {size - 1} of the table, got {low} to {high}")
 
 
 _STATE = 1 << COLUMN["prev_state"], 1 << COLUMN["prev_state"] | 1 << COLUMN["state_state"]
@@ -219,6 +314,9 @@ _HISTORY = tuple(
     (1 << COLUMN[f"prev_history_{i}"], 1 << COLUMN[f"prev_history_{i}"] | 1 << COLUMN[f"state_history_{i}"])
     for i in range(MOST_HISTORY)
 )
+
+
+_READS = _STATE[1] | _HISTORY[0][1] | _HISTORY[1][1] | _HISTORY[2][1]
 
 
 def _check_reads(
@@ -236,10 +334,6 @@ def _check_reads(
         raise ValueError(f"variance: expected the tensor of a table whose variance is {table.variance!r}, got None")
 
 
-def _number_or_tensor(value: int | Tensor) -> tuple[int, Tensor | None]:
-    return (0, value) if isinstance(value, Tensor) else (value, None)
-
-
 def _scale(guidance: float | Tensor | None, sample: Tensor) -> Tensor:
     if isinstance(guidance, Tensor):
         return _checks.scalar_tensor("guidance", guidance, sample)
@@ -247,7 +341,7 @@ def _scale(guidance: float | Tensor | None, sample: Tensor) -> Tensor:
 
 
 @_backend.register("denoise_step", cuda=False)
-def _(
+def _fake(
     sample: Tensor,
     output: Tensor,
     coefficients: Tensor,
@@ -263,3 +357,11 @@ def _(
         size[0] *= 2 if wanted & TWICE else 1
         results.append(sample.new_empty(size, dtype=output.dtype))
     return results
+
+
+@_backend.register("denoise_step_counted", cuda=False)
+def _(counter: Tensor, sample: Tensor, *others: Any) -> tuple[Tensor, ...]:
+    wanted = others[4]
+    found = iter(_fake(sample, *others))
+    first = next(found)
+    return first, *(next(found) if wanted & bit else sample.new_empty(0) for bit in OUTPUTS.values())

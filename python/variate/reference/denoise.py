@@ -95,17 +95,18 @@ def denoise_step(
 
 
 def _reads(table: Table, *columns: str) -> bool:
-    return bool(any((table.column(column) != 0).any() for column in columns))
+    return any(table.mask >> COLUMN[column] & 1 for column in columns)
 
 
 def _coefficients(table: Table, row: int | Tensor, x: Tensor) -> list[Tensor]:
     """Each coefficient, in a shape that broadcasts with x; NaN where the row is outside the table."""
-    rows = torch.as_tensor(row, device=x.device)
+    rows = row if isinstance(row, Tensor) else torch.zeros((), dtype=torch.int64, device=x.device) + row
     valid = (rows >= 0) & (rows < len(table))
     values = table.coefficients.to(x.device)[rows.clamp(0, len(table) - 1)]
     values = torch.where(valid[..., None], values, torch.nan).to(x.dtype)
     per_element = values.movedim(-1, 0)
-    return [c.reshape(*rows.shape, *[1] * (x.dim() - rows.dim())) for c in per_element]
+    shape = (*rows.shape, *[1] * (x.dim() - rows.dim()))
+    return [c.reshape(shape) for c in per_element]
 
 
 def _scale(table: Table, coefficients: list[Tensor], v: Tensor) -> Tensor:
