@@ -1026,10 +1026,85 @@ void test_tempering() {
   CHECK(accepted[0] == 4);
 }
 
+void test_denoising() {
+  using Args = variate_denoise_step_args;
+  constexpr int columns = VARIATE_DENOISE_COLUMNS;
+  static std::vector<double> table(2 * columns, 0.0);
+  table[VARIATE_DENOISE_PREV_SAMPLE] = 0.5;
+  table[VARIATE_DENOISE_PREV_NOISE] = 1.0;
+  table[columns + VARIATE_DENOISE_PREV_HISTORY_1] = 1.0;
+  static const std::vector<float> sample(64, 1.0f);
+  static std::int64_t counter[2] = {3, 0};
+  auto good = make<Args>(4, 16);
+  good.noise.key = key;
+  good.sample = good.output = good.history[0] = good.history[1] = view(sample, 16);
+  good.coefficients = table.data();
+  good.table_size = 2;
+  good.counter = counter;
+  good.prev = view(out, 16);
+  const auto refuse = [&](const char* word, auto change) {
+    Args args = good;
+    change(args);
+    CHECK_REFUSED(variate_denoise_step, args, word);
+    CHECK(counter[0] == 3, "%s", word);
+  };
+  refuse("struct_size", [](Args& a) { a.struct_size -= 8; });
+  refuse("coefficients", [](Args& a) { a.coefficients = nullptr; });
+  for (std::int64_t value : {std::int64_t{-1}, std::int64_t{2}, int64_min, int64_max}) {
+    refuse("row must", [=](Args& a) { a.row = value; });
+    refuse("row must", [=](Args& a) {
+      static std::int64_t rows[4] = {0, 0, 1, 0};
+      rows[3] = value;
+      a.table_rows = {rows, VARIATE_INT64, 1, 0};
+      a.table_row_tokens = 1;
+    });
+  }
+  for (std::int64_t tokens : {std::int64_t{0}, std::int64_t{-1}, std::int64_t{3}, int64_min}) {
+    refuse("table_row_tokens", [=](Args& a) {
+      a.table_rows = {const_cast<std::int64_t*>(key), VARIATE_INT64, 0, 0};
+      a.table_row_tokens = tokens;
+    });
+  }
+  refuse("counter_stride", [](Args& a) { a.counter_stride = 1; });
+  refuse("step", [](Args& a) { a.step = -1; });
+  refuse("noise.key", [](Args& a) { a.noise.key = nullptr; });
+  refuse("key_stride", [](Args& a) { a.noise.key_stride = 1; });
+  refuse("sample is missing", [](Args& a) { a.sample.data = nullptr; });
+  refuse("output is missing", [](Args& a) { a.output.data = nullptr; });
+  refuse("prev is missing", [](Args& a) { a.prev.data = nullptr; });
+  refuse("history is missing", [](Args& a) {
+    a.row = 1;
+    a.history[1].data = nullptr;
+  });
+  refuse("variance is missing", [](Args& a) { a.variance_kind = VARIATE_VARIANCE_RANGE; });
+  refuse("variance_kind", [](Args& a) {
+    const int kind = 3;
+    std::memcpy(&a.variance_kind, &kind, sizeof kind);
+  });
+  const double nan = std::numeric_limits<double>::quiet_NaN();
+  for (double value : {-0.5, 1.5, nan}) {
+    refuse("rescale", [=](Args& a) { a.rescale = value; });
+    refuse("quantile", [=](Args& a) { a.quantile = value; });
+  }
+  refuse("clip", [=](Args& a) { a.clip = nan; });
+  refuse("copies", [](Args& a) { a.next = a.prev; });
+  refuse("workspace", [](Args& a) { a.quantile = 0.5; });
+  CHECK(variate_denoise_step_workspace(nullptr) == 0);
+  Args plain = good;
+  plain.row = 1;
+  plain.noise.key = nullptr;  // a row without noise needs none
+  std::vector<float> prev(64);
+  plain.prev = view(prev, 16);
+  CHECK_OK(variate_denoise_step(&plain));
+  for (float x : prev) CHECK(x == 1.0f);
+  CHECK(counter[0] == 4 && counter[1] == 0);
+}
+
 }  // namespace
 
 int main() {
   test_draws();
+  test_denoising();
   test_rbm();
   test_annealing();
   test_tempering();
