@@ -20,8 +20,8 @@ PHILOX_CHUNK = 2**18  # words; 1 MiB stays in a core's cache, so that Philox bin
 
 @dataclass(frozen=True)
 class Target:
-    """A promise: `against` takes at least `at_least` times as long as ours, or ours makes so many flips per nanosecond.
-    Missing it fails nothing."""
+    """A promise: `against` takes at least `at_least` times as long as ours, or ours makes so many flips per nanosecond,
+    or takes so many microseconds at most. Missing it fails nothing."""
 
     against: str
     at_least: float

@@ -20,6 +20,7 @@ SCRATCH = ROOT / "runs" / "bench"  # quick runs go here: they are for looking at
 
 Row = dict[str, Any]
 RATE = "flips/ns"  # a target against it promises a rate, not a ratio
+TIME = "us"  # a target against it promises so many microseconds at most
 
 
 def cpu_model() -> str:
