@@ -1,0 +1,34 @@
+"""diffusers' schedulers on one fused kernel: subclasses with the same names, configurations and behaviour.
+
+    from variate.schedulers import DDIMScheduler
+    pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config)
+
+``step``, ``add_noise`` and ``get_velocity`` are replaced, all else is diffusers' own. :func:`noise` says where the noise
+of stochastic samplers comes from. diffusers is imported when a class is first asked for;
+``pip install "variate[diffusers]"`` installs it.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+from .._optional import require
+from ._base import noise
+
+_MODULES = {
+    "DDIMScheduler": "_ddim",
+}
+
+__all__ = ["DDIMScheduler", "noise"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    require("diffusers", "diffusers")
+    return getattr(importlib.import_module(f".{_MODULES[name]}", __name__), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

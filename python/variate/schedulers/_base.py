@@ -1,0 +1,370 @@
+"""What the drop-in schedulers share: the plan of a sampling, the row of a timestep, the noise, the output."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .._table import Table
+from ..functional import _key
+from ..functional.denoise import Denoised, denoise_step
+from ..reference import denoise as reference
+
+_MODES = ("kernel", "torch")
+_mode = "kernel"
+
+
+class noise:
+    """Where the noise of stochastic schedulers comes from: "kernel" or "torch".
+
+    "kernel", the default: from the fused kernel, which draws it as it goes. Its key is drawn from the step's generator,
+    or from torch's default one, at the first step after ``set_timesteps``; each further step takes the next part of the
+    key's stream. A list of generators gives each sample a key of its own. "torch": from ``torch.randn`` in diffusers'
+    order, which reproduces its samples.
+
+    As a plain call it stays; as a context manager, for the block. ``scheduler.noise = "torch"`` is for one scheduler.
+
+    Raises:
+        ValueError: another mode.
+    """
+
+    def __init__(self, mode: str) -> None:
+        global _mode
+        _check_mode(mode)
+        self._before, _mode = _mode, mode
+
+    def __enter__(self) -> noise:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        global _mode
+        _mode = self._before
+
+
+def _check_mode(mode: str) -> None:
+    if mode not in _MODES:
+        raise ValueError(f'noise: expected "kernel" or "torch", got {mode!r}')
+
+
+class Plan:
+    """What the steps after one set_timesteps share. It is made at the first of them, and again when the scheduler's
+    timesteps, levels or configuration are other objects than those that it was made from.
+
+    Attributes:
+        table: the rows of a step with default arguments.
+        rows: {timestep: row} where a timestep chooses the row; None where the scheduler counts its steps.
+        draws: whether diffusers draws noise at each row: those of its stream that "torch" must take.
+    """
+
+    __slots__ = (
+        "config",
+        "draws",
+        "generator",
+        "key",
+        "levels",
+        "lookup",
+        "made",
+        "order",
+        "rows",
+        "stochastic",
+        "table",
+        "timesteps",
+        "used",
+    )
+
+    def __init__(
+        self,
+        scheduler: Any,
+        levels: Tensor,
+        table: Table,
+        rows: dict[Any, int] | None = None,
+        draws: Sequence[bool] | None = None,
+    ) -> None:
+        self.timesteps, self.levels, self.config = scheduler.timesteps, levels, scheduler._internal_dict
+        self.table, self.rows = table, rows
+        self.draws = draws
+        self.stochastic = _stochastic(table)
+        self.made: dict[Any, Table] = {}  # tables for other arguments of step
+        self.lookup: Tensor | None = None
+        self.key: Tensor | None = None
+        self.generator: Any = None
+        self.used: int | Tensor = 0  # steps of the key's stream
+
+    def __reduce__(self) -> Any:
+        return _nothing, ()  # a copied or unpickled scheduler makes a plan of its own: two would share their noise
+
+    def draw(self, generator: Any, sample: Tensor) -> Tensor:
+        """The key of the steps with this generator: drawn at the first of them."""
+        if isinstance(generator, (list, tuple)):
+            generator = generator[0] if len(generator) == 1 else tuple(generator)
+        if self.key is not None and self.key.device == sample.device and generator == self.generator:
+            if self.key.dim() == 1 or len(self.key) == len(sample):
+                return self.key
+        if isinstance(generator, tuple):
+            if len(generator) < len(sample):
+                raise ValueError(f"generator: expected one for each of {len(sample)} samples, got {len(generator)}")
+            key = torch.stack([_draw(g, sample.device) for g in generator[: len(sample)]])
+        else:
+            key = _draw(generator, sample.device)
+        self.key, self.generator = key, generator
+        self.used = 0 if sample.is_cpu else torch.zeros(2, dtype=torch.int64, device=sample.device)
+        return key
+
+
+def _nothing() -> None:
+    return None
+
+
+def _stochastic(table: Table) -> bool:
+    return bool((table.column("prev_noise") != 0).any() or (table.column("x0_noise") != 0).any())
+
+
+def _draw(generator: torch.Generator | None, device: torch.device) -> Tensor:
+    if generator is not None and generator.device.type not in ("cpu", device.type):
+        raise ValueError(f"generator: expected one on {device} or on the CPU, got one on {generator.device}")
+    return _key.draw(generator, device)
+
+
+class Fused:
+    """A scheduler of diffusers on the fused kernel: a subclass says what its table is, and which row a step takes.
+
+    Attributes:
+        noise: where noise comes from: "kernel", "torch", or None for what :func:`noise` says.
+    """
+
+    noise: str | None = None
+    _variate_plan: Plan | None = None
+    _variate_levels = "alphas_cumprod"  # the attribute that the levels are read from
+
+    def _variate_make_plan(self) -> Plan:
+        raise NotImplementedError
+
+
+def plan_of(scheduler: Any) -> Plan:
+    plan: Plan | None = scheduler._variate_plan
+    if (
+        plan is not None
+        and plan.timesteps is scheduler.timesteps
+        and plan.config is scheduler._internal_dict
+        and plan.levels is getattr(scheduler, scheduler._variate_levels)
+    ):
+        return plan
+    if scheduler.noise is not None:
+        _check_mode(scheduler.noise)
+    if len(scheduler.timesteps) == 0:
+        raise ValueError("timesteps: expected one or more, got none; set_timesteps(n) makes n of them")
+    plan = scheduler._variate_make_plan()
+    scheduler._variate_plan = plan
+    return plan
+
+
+def row_of_timestep(plan: Plan, timestep: Any) -> int | Tensor:
+    """The row that a timestep chooses. A tensor on a GPU is not waited for: its row is a tensor too, and where it is
+    outside the table the result is NaN."""
+    assert plan.rows is not None
+    if isinstance(timestep, Tensor):
+        if timestep.dim() > 0 and timestep.numel() != 1:
+            return _look_up(plan, timestep)
+        if not timestep.is_cpu:
+            row = _position(plan.timesteps, timestep)
+            return row if row is not None and plan.rows.get(row) == row else _look_up(plan, timestep)
+        timestep = timestep.item()
+    row = plan.rows.get(timestep)
+    if row is None:
+        raise ValueError(_outside(plan, timestep))
+    return row
+
+
+def _outside(plan: Plan, timestep: Any) -> str:
+    return f"timestep: expected one of the scheduler's {len(plan.timesteps)} timesteps, got {timestep}"
+
+
+def _look_up(plan: Plan, timestep: Tensor) -> Tensor:
+    assert plan.rows is not None
+    if plan.lookup is None or plan.lookup.device != timestep.device:
+        rows = np.full(int(max(plan.rows)) + 2, -1)
+        rows[[int(t) for t in plan.rows]] = list(plan.rows.values())
+        plan.lookup = torch.from_numpy(rows).to(timestep.device)
+    at = timestep.reshape(-1) if timestep.dim() > 1 else timestep
+    found = plan.lookup[at.to(torch.int64).clamp(-1, len(plan.lookup) - 1)]
+    if found.is_cpu and bool((found < 0).any()):
+        raise ValueError(_outside(plan, timestep[found < 0].tolist()))
+    return found
+
+
+def _position(timesteps: Tensor, timestep: Tensor) -> int | None:
+    """Where a 0-d view of the timesteps lies in them: what ``for t in scheduler.timesteps`` gives. Nothing is waited
+    for."""
+    if timestep.device != timesteps.device or timestep.dtype != timesteps.dtype or not timesteps.is_contiguous():
+        return None
+    offset, rest = divmod(timestep.data_ptr() - timesteps.data_ptr(), timesteps.element_size())
+    return offset if rest == 0 and 0 <= offset < len(timesteps) else None
+
+
+def row_of_index(scheduler: Any, timestep: Any, rows: int) -> int:
+    """The row of a scheduler that counts its steps."""
+    row = scheduler._step_index
+    if row is None:
+        if scheduler._begin_index is not None:
+            row = scheduler._begin_index
+        else:
+            row = _first_index(scheduler, timestep)
+        scheduler._step_index = row
+    if not 0 <= row < rows:
+        raise ValueError(f"step: expected at most {rows} after set_timesteps, got one more")
+    return int(row)
+
+
+def _first_index(scheduler: Any, timestep: Any) -> int:
+    steps = scheduler.timesteps
+    if isinstance(timestep, Tensor) and not timestep.is_cpu:
+        at = _position(steps, timestep)
+        if at is not None:
+            return at
+    value = timestep.item() if isinstance(timestep, Tensor) and timestep.numel() == 1 else timestep
+    matches = (steps == value).nonzero().flatten().tolist()
+    if not matches:
+        raise ValueError(f"timestep: expected one of the scheduler's {len(steps)} timesteps, got {timestep}")
+    return int(matches[1 if len(matches) > 1 else 0])  # of equal ones the second, as diffusers does
+
+
+def check(sample: Any, model_output: Any) -> None:
+    for name, tensor in (("sample", sample), ("model_output", model_output)):
+        if not isinstance(tensor, Tensor):
+            raise TypeError(f"{name}: expected a tensor, got {type(tensor).__name__}")
+    if model_output.shape != sample.shape:
+        raise ValueError(
+            f"model_output: expected the sample's shape {tuple(sample.shape)}, got {tuple(model_output.shape)}"
+        )
+    if model_output.device != sample.device:
+        raise ValueError(f"model_output: expected it on the sample's device {sample.device}, got {model_output.device}")
+
+
+def run(
+    scheduler: Any,
+    plan: Plan,
+    table: Table,
+    row: int | Tensor,
+    sample: Tensor,
+    model_output: Tensor,
+    *,
+    generator: Any = None,
+    noise: Tensor | None = None,
+    stochastic: bool = False,
+    draws: bool = True,
+    variance: Tensor | None = None,
+    history: Sequence[Tensor] = (),
+    state: Tensor | None = None,
+    outputs: Sequence[str] = ("denoised",),
+) -> Denoised:
+    """One step: the noise is drawn in the kernel, or here where it is torch's."""
+    if model_output.shape != sample.shape or model_output.device != sample.device:
+        check(sample, model_output)
+    key: Tensor | None = None
+    step: int | Tensor = 0
+    if stochastic and noise is None:
+        if (scheduler.noise or _mode) == "torch":
+            noise = randn(sample, model_output, generator) if draws else torch.zeros_like(model_output)
+        else:
+            key = plan.draw(generator, sample)
+            step = plan.used
+            if isinstance(step, int):
+                plan.used = step + 1
+    call: Callable[..., Denoised] = denoise_step
+    if torch.is_grad_enabled() and (model_output.requires_grad or sample.requires_grad):
+        call = reference.denoise_step
+    return call(
+        sample,
+        model_output,
+        table,
+        row,
+        variance=variance,
+        history=history,
+        state=state,
+        noise=noise,
+        outputs=outputs,
+        key=key,
+        first_step=step,
+    )
+
+
+def randn(sample: Tensor, model_output: Tensor, generator: Any) -> Tensor:
+    """The noise that diffusers draws, from the same place of torch's stream."""
+    from diffusers.utils.torch_utils import randn_tensor
+
+    noise: Tensor = randn_tensor(
+        model_output.shape, generator=generator, device=model_output.device, dtype=model_output.dtype
+    )
+    return noise
+
+
+def output_maker(cls: Any, *names: str) -> Callable[..., Any]:
+    """What builds an output object of diffusers without the checks of its constructor."""
+    put = OrderedDict.__setitem__
+
+    def make(*values: Any) -> Any:
+        made = cls.__new__(cls)
+        fields = made.__dict__
+        for name, value in zip(names, values, strict=True):
+            put(made, name, value)
+            fields[name] = value
+        return made
+
+    return make
+
+
+def cast(sample: Tensor, model_output: Tensor) -> Tensor:
+    """The sample in the dtype that torch promotes both to."""
+    if sample.dtype == model_output.dtype:
+        return sample
+    return sample.to(torch.promote_types(sample.dtype, model_output.dtype))
+
+
+def clip_of(config: Any) -> dict[str, float | None]:
+    """clip and quantile of a table, from a configuration that may clip or threshold."""
+    if config.get("thresholding", False):
+        return {"clip": float(config["sample_max_value"]), "quantile": float(config["dynamic_thresholding_ratio"])}
+    if config.get("clip_sample", False):
+        return {"clip": float(config["clip_sample_range"]), "quantile": None}
+    return {"clip": None, "quantile": None}
+
+
+def scaled(alpha: Tensor, x: Tensor, sigma: Tensor, y: Tensor) -> Tensor:
+    """alpha x + sigma y with coefficients of each sample, or of all, in float32 or better; in the dtype of x and y."""
+    dtype = torch.promote_types(x.dtype, y.dtype)
+    wide = torch.promote_types(dtype, torch.float32)
+    ends = (1,) * (x.dim() - 1)
+    a, s = (c.to(x.device, wide).reshape(-1, *ends) for c in (alpha, sigma))
+    return (a * x.to(wide) + s * y.to(wide)).to(dtype)
+
+
+def host(values: Tensor) -> np.ndarray[Any, np.dtype[np.float64]]:
+    return values.detach().to("cpu", torch.float64).numpy()
+
+
+def add_noise_by_alphas(scheduler: Any, original: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+    """sqrt(abar) x0 + sqrt(1 - abar) noise."""
+    bar = _bars(scheduler, timesteps)
+    return scaled(bar.sqrt(), original, (1 - bar).sqrt(), noise)
+
+
+def velocity_by_alphas(scheduler: Any, sample: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+    """sqrt(abar) noise - sqrt(1 - abar) x0."""
+    bar = _bars(scheduler, timesteps)
+    return scaled(bar.sqrt(), noise, -(1 - bar).sqrt(), sample)
+
+
+def _bars(scheduler: Any, timesteps: Tensor) -> Tensor:
+    bar: Tensor = scheduler.alphas_cumprod
+    at = torch.as_tensor(timesteps, device=bar.device)
+    if at.is_cpu and at.numel() and not 0 <= int(at.min()) <= int(at.max()) < len(bar):
+        raise ValueError(f"timesteps: expected integers from 0 to {len(bar) - 1}, got {at.tolist()}")
+    return bar.double()[at.to(torch.int64)]

@@ -1,0 +1,77 @@
+"""variate.schedulers.DDIMScheduler."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from diffusers.schedulers import scheduling_ddim
+from torch import Tensor
+
+from .._table import Table
+from ..diffusion.ancestral import ddim_between
+from ..diffusion.levels import Levels
+from . import _base
+
+
+class DDIMScheduler(_base.Fused, scheduling_ddim.DDIMScheduler):  # type: ignore[misc]
+    """diffusers' ``DDIMScheduler``, each step in one kernel."""
+
+    def _variate_make_plan(self: Any) -> _base.Plan:
+        if self.num_inference_steps is None:
+            raise ValueError("timesteps: expected set_timesteps(n) before the first step")
+        table = self._variate_table(0.0, False)
+        # The timestep before t is t - T // n, whatever the next one is: each t has a row.
+        return _base.Plan(self, self.alphas_cumprod, table, {t: t for t in range(len(table))})
+
+    def _variate_table(self: Any, eta: float, use_clipped: bool) -> Table:
+        config = self.config
+        bar = _base.host(self.alphas_cumprod)
+        back = config.num_train_timesteps // self.num_inference_steps
+        bar_next = np.full_like(bar, float(self.final_alpha_cumprod))
+        bar_next[back:] = bar[: len(bar) - back]
+        levels = [Levels.from_alphas_cumprod(values) for values in (bar, bar_next)]
+        (now, then), timesteps = [(each.alpha, each.sigma) for each in levels], np.arange(len(bar))
+        clip = _base.clip_of(config)
+        return ddim_between(now, then, timesteps, config.prediction_type, eta=eta, use_clipped=use_clipped, **clip)
+
+    def step(
+        self: Any,
+        model_output: Tensor,
+        timestep: Any,
+        sample: Tensor,
+        eta: float = 0.0,
+        use_clipped_model_output: bool = False,
+        generator: Any = None,
+        variance_noise: Tensor | None = None,
+        return_dict: bool = True,
+    ) -> Any:
+        plan = _base.plan_of(self)
+        table = plan.table
+        if eta != 0 or use_clipped_model_output:
+            chosen = (eta, bool(use_clipped_model_output))
+            made = plan.made.get(chosen)
+            table = plan.made[chosen] = self._variate_table(*chosen) if made is None else made
+            if eta > 0 and generator is not None and variance_noise is not None:
+                raise ValueError("variance_noise: expected None where a generator is given")
+        done = _base.run(
+            self,
+            plan,
+            table,
+            _base.row_of_timestep(plan, timestep),
+            sample if sample.dtype == model_output.dtype else _base.cast(sample, model_output),
+            model_output,
+            generator=generator,
+            noise=variance_noise if eta > 0 else None,
+            stochastic=eta > 0,
+        )
+        return _output(done.prev, done.denoised) if return_dict else (done.prev, done.denoised)
+
+    def add_noise(self: Any, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        return _base.add_noise_by_alphas(self, original_samples, noise, timesteps)
+
+    def get_velocity(self: Any, sample: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        return _base.velocity_by_alphas(self, sample, noise, timesteps)
+
+
+_output = _base.output_maker(scheduling_ddim.DDIMSchedulerOutput, "prev_sample", "pred_original_sample")
