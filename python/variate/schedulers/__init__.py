@@ -3,7 +3,7 @@
     from variate.schedulers import DDIMScheduler
     pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config)
 
-``step``, ``add_noise`` and ``get_velocity`` are replaced, all else is diffusers' own. :func:`noise` says where the noise
+``step``, ``add_noise`` and ``get_velocity`` are replaced, all else is diffusers' own. :func:`noise` says where noise
 of stochastic samplers comes from. diffusers is imported when a class is first asked for;
 ``pip install "variate[diffusers]"`` installs it.
 """
