@@ -12,6 +12,7 @@ __all__ = ["ddim", "ddpm", "lcm"]
 
 _FIXED = ("fixed_small", "fixed_small_log", "fixed_large", "fixed_large_log")
 _LEARNED = ("learned", "learned_range")
+VARIANCE_TYPES = (*_FIXED, *_LEARNED)
 _LEAST_VARIANCE = 1e-20  # of the posterior, whose logarithm "learned_range" interpolates
 
 
@@ -24,6 +25,7 @@ def ddpm(
     clip: float | None = None,
     quantile: float | None = None,
     final_noise: bool = False,
+    beta: ArrayLike | None = None,
 ) -> Table:
     """Ancestral sampling. With abar = alpha^2, bar' the next level's, and beta = 1 - abar / abar',
 
@@ -42,17 +44,18 @@ def ddpm(
         prediction: what the model says, see :func:`to_x0`.
         clip, quantile: see :class:`Table`.
         final_noise: whether the last step adds noise too. Its posterior has none where it ends in sigma 0.
+        beta: [N], in place of 1 - abar / abar', most of whose digits cancel where the levels are near each other.
 
     Raises:
         ValueError: an unknown prediction or variance type, timesteps that are not one for each step.
 
     Source: Ho et al. 2020, equations 6, 7 and algorithm 2; Nichol and Dhariwal 2021, equation 15 (learned_range).
     """
-    if variance_type not in (*_FIXED, *_LEARNED):
-        raise ValueError(f"variance_type: expected one of {', '.join((*_FIXED, *_LEARNED))}, got {variance_type!r}")
+    if variance_type not in VARIANCE_TYPES:
+        raise ValueError(f"variance_type: expected one of {', '.join(VARIANCE_TYPES)}, got {variance_type!r}")
     (alpha, sigma), (alpha_next, sigma_next) = levels.now, levels.then
     x0_sample, x0_output = to_x0(prediction, alpha, sigma)
-    beta = 1 - (alpha / alpha_next) ** 2
+    beta = _beta(alpha, alpha_next) if beta is None else np.asarray(beta, dtype=np.float64)
     posterior = (sigma_next / sigma) ** 2 * beta
     noise = np.ones_like(beta)
     if variance_type in _FIXED:
@@ -120,13 +123,15 @@ def ddim_between(
     use_clipped: bool,
     clip: float | None,
     quantile: float | None,
+    beta: ArrayLike | None = None,
 ) -> Table:
     """:func:`ddim` of rows that are not one after the other."""
     if not 0 <= eta <= 1:
         raise ValueError(f"eta: expected a number from 0 to 1, got {eta}")
     (alpha, sigma), (alpha_next, sigma_next) = now, then
     x0_sample, x0_output = to_x0(prediction, alpha, sigma)
-    noise = eta * sigma_next / sigma * np.sqrt(np.maximum(1 - (alpha / alpha_next) ** 2, 0))
+    beta = _beta(alpha, alpha_next) if beta is None else np.asarray(beta, dtype=np.float64)
+    noise = eta * sigma_next / sigma * np.sqrt(np.maximum(beta, 0))
     direction = np.sqrt(np.maximum(sigma_next**2 - noise**2, 0))
     if use_clipped:
         columns = {"prev_sample": direction / sigma, "prev_x0": alpha_next - direction * alpha / sigma}
@@ -199,3 +204,8 @@ def lcm(
         clip=clip,
         quantile=quantile,
     )
+
+
+def _beta(alpha: Array, alpha_next: Array) -> Array:
+    beta: Array = 1 - (alpha / alpha_next) ** 2
+    return beta

@@ -18,9 +18,20 @@ from ._base import noise
 
 _MODULES = {
     "DDIMScheduler": "_ddim",
+    "DDPMScheduler": "_ddpm",
+    "EulerAncestralDiscreteScheduler": "_euler",
+    "EulerDiscreteScheduler": "_euler",
+    "LCMScheduler": "_lcm",
 }
 
-__all__ = ["DDIMScheduler", "noise"]
+__all__ = [
+    "DDIMScheduler",
+    "DDPMScheduler",
+    "EulerAncestralDiscreteScheduler",
+    "EulerDiscreteScheduler",
+    "LCMScheduler",
+    "noise",
+]
 
 
 def __getattr__(name: str) -> Any:

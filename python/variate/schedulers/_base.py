@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from types import TracebackType
@@ -12,9 +13,12 @@ import torch
 from torch import Tensor
 
 from .._table import Table
+from ..diffusion.levels import Array
 from ..functional import _key
 from ..functional.denoise import Denoised, denoise_step
 from ..reference import denoise as reference
+
+_logger = logging.getLogger("variate.schedulers")
 
 _MODES = ("kernel", "torch")
 _mode = "kernel"
@@ -60,6 +64,7 @@ class Plan:
 
     Attributes:
         table: the rows of a step with default arguments.
+        made: {what a step is given: table} of the others.
         rows: {timestep: row} where a timestep chooses the row; None where the scheduler counts its steps.
         draws: whether diffusers draws noise at each row: those of its stream that "torch" must take.
     """
@@ -72,9 +77,7 @@ class Plan:
         "levels",
         "lookup",
         "made",
-        "order",
         "rows",
-        "stochastic",
         "table",
         "timesteps",
         "used",
@@ -84,15 +87,15 @@ class Plan:
         self,
         scheduler: Any,
         levels: Tensor,
-        table: Table,
+        table: Table | None,
         rows: dict[Any, int] | None = None,
-        draws: Sequence[bool] | None = None,
+        draws: Sequence[bool] = (),
     ) -> None:
         self.timesteps, self.levels, self.config = scheduler.timesteps, levels, scheduler._internal_dict
-        self.table, self.rows = table, rows
+        self.table: Any = table
+        self.rows = rows
         self.draws = draws
-        self.stochastic = _stochastic(table)
-        self.made: dict[Any, Table] = {}  # tables for other arguments of step
+        self.made: dict[Any, Table] = {}
         self.lookup: Tensor | None = None
         self.key: Tensor | None = None
         self.generator: Any = None
@@ -121,10 +124,6 @@ class Plan:
 
 def _nothing() -> None:
     return None
-
-
-def _stochastic(table: Table) -> bool:
-    return bool((table.column("prev_noise") != 0).any() or (table.column("x0_noise") != 0).any())
 
 
 def _draw(generator: torch.Generator | None, device: torch.device) -> Tensor:
@@ -260,6 +259,7 @@ def run(
     noise: Tensor | None = None,
     stochastic: bool = False,
     draws: bool = True,
+    noise_dtype: torch.dtype | None = None,
     variance: Tensor | None = None,
     history: Sequence[Tensor] = (),
     state: Tensor | None = None,
@@ -272,7 +272,7 @@ def run(
     step: int | Tensor = 0
     if stochastic and noise is None:
         if (scheduler.noise or _mode) == "torch":
-            noise = randn(sample, model_output, generator) if draws else torch.zeros_like(model_output)
+            noise = randn(model_output, generator, noise_dtype) if draws else torch.zeros_like(model_output)
         else:
             key = plan.draw(generator, sample)
             step = plan.used
@@ -296,13 +296,11 @@ def run(
     )
 
 
-def randn(sample: Tensor, model_output: Tensor, generator: Any) -> Tensor:
+def randn(like: Tensor, generator: Any, dtype: torch.dtype | None = None) -> Tensor:
     """The noise that diffusers draws, from the same place of torch's stream."""
     from diffusers.utils.torch_utils import randn_tensor
 
-    noise: Tensor = randn_tensor(
-        model_output.shape, generator=generator, device=model_output.device, dtype=model_output.dtype
-    )
+    noise: Tensor = randn_tensor(like.shape, generator=generator, device=like.device, dtype=dtype or like.dtype)
     return noise
 
 
@@ -328,7 +326,7 @@ def cast(sample: Tensor, model_output: Tensor) -> Tensor:
     return sample.to(torch.promote_types(sample.dtype, model_output.dtype))
 
 
-def clip_of(config: Any) -> dict[str, float | None]:
+def clip_of(config: Any) -> dict[str, Any]:
     """clip and quantile of a table, from a configuration that may clip or threshold."""
     if config.get("thresholding", False):
         return {"clip": float(config["sample_max_value"]), "quantile": float(config["dynamic_thresholding_ratio"])}
@@ -346,8 +344,40 @@ def scaled(alpha: Tensor, x: Tensor, sigma: Tensor, y: Tensor) -> Tensor:
     return (a * x.to(wide) + s * y.to(wide)).to(dtype)
 
 
-def host(values: Tensor) -> np.ndarray[Any, np.dtype[np.float64]]:
+def host(values: Tensor) -> Array:
     return values.detach().to("cpu", torch.float64).numpy()
+
+
+def bars_at(scheduler: Any, timesteps: Array) -> Array:
+    """alphas_cumprod at each timestep."""
+    bar = host(scheduler.alphas_cumprod)
+    if timesteps.min() < 0 or timesteps.max() >= len(bar):
+        raise ValueError(f"timesteps: expected integers from 0 to {len(bar) - 1}, got {timesteps.tolist()}")
+    return bar[timesteps.astype(np.int64)]
+
+
+def beta_of(bar: Array, bar_next: Array) -> Array:
+    """1 - abar / abar' in float32: diffusers' golden values keep what it loses."""
+    beta = 1 - bar.astype(np.float32) / bar_next.astype(np.float32)
+    return beta.astype(np.float64)
+
+
+def place_holders(scheduler: Any) -> Array:
+    """The timesteps of a table of sigmas. Nobody asks it for them: those on a GPU are not waited for."""
+    timesteps = np.full(len(scheduler.sigmas) - 1, np.nan)
+    if scheduler.timesteps.is_cpu:
+        given = host(scheduler.timesteps)[: len(timesteps)]
+        timesteps[: len(given)] = given
+    return timesteps
+
+
+def refuse_integers(scheduler: Any, timestep: Any) -> None:
+    if isinstance(timestep, int) or (
+        isinstance(timestep, Tensor) and timestep.is_cpu and timestep.dtype in (torch.int32, torch.int64)
+    ):
+        raise ValueError(f"timestep: expected one of scheduler.timesteps, got the integer {timestep}")
+    if not scheduler.is_scale_input_called:
+        _logger.warning("scale_model_input has not been called before step: the model's input must be scaled")
 
 
 def add_noise_by_alphas(scheduler: Any, original: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
@@ -368,3 +398,34 @@ def _bars(scheduler: Any, timesteps: Tensor) -> Tensor:
     if at.is_cpu and at.numel() and not 0 <= int(at.min()) <= int(at.max()) < len(bar):
         raise ValueError(f"timesteps: expected integers from 0 to {len(bar) - 1}, got {at.tolist()}")
     return bar.double()[at.to(torch.int64)]
+
+
+def add_noise_by_sigmas(scheduler: Any, original: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+    """x0 + sigma noise."""
+    if scheduler._begin_index is None:
+        sigma = _sigmas(scheduler, timesteps)
+    else:
+        at = scheduler._begin_index if scheduler._step_index is None else scheduler._step_index
+        sigma = scheduler.sigmas[at].expand(len(timesteps))
+    return scaled(torch.ones_like(sigma), original, sigma, noise)
+
+
+def velocity_by_sigmas(scheduler: Any, sample: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+    """(noise - sigma x0) / sqrt(sigma^2 + 1)."""
+    if isinstance(timesteps, int) or (timesteps.is_cpu and timesteps.dtype in (torch.int32, torch.int64)):
+        raise ValueError(f"timesteps: expected some of scheduler.timesteps, got integers, {timesteps}")
+    sigma = _sigmas(scheduler, timesteps).double()
+    alpha = (sigma**2 + 1).rsqrt()
+    return scaled(alpha, noise, -alpha * sigma, sample)
+
+
+def _sigmas(scheduler: Any, timesteps: Tensor) -> Tensor:
+    """sigma at each timestep, of equal ones at the second, as diffusers does."""
+    given = timesteps.reshape(-1, 1)
+    hits = scheduler.timesteps.to(given.device) == given
+    if given.is_cpu and not bool(hits.any(1).all()):
+        raise ValueError(f"timesteps: expected some of scheduler.timesteps, got {timesteps.tolist()}")
+    count = hits.cumsum(1)
+    which = (hits & (count == count[:, -1:].clamp(max=2))).byte().argmax(1)
+    sigmas: Tensor = scheduler.sigmas.to(given.device)[which]
+    return sigmas

@@ -33,7 +33,16 @@ class DDIMScheduler(_base.Fused, scheduling_ddim.DDIMScheduler):  # type: ignore
         levels = [Levels.from_alphas_cumprod(values) for values in (bar, bar_next)]
         (now, then), timesteps = [(each.alpha, each.sigma) for each in levels], np.arange(len(bar))
         clip = _base.clip_of(config)
-        return ddim_between(now, then, timesteps, config.prediction_type, eta=eta, use_clipped=use_clipped, **clip)
+        return ddim_between(
+            now,
+            then,
+            timesteps,
+            config.prediction_type,
+            eta=eta,
+            use_clipped=use_clipped,
+            beta=_base.beta_of(bar, bar_next),
+            **clip,
+        )
 
     def step(
         self: Any,
