@@ -16,7 +16,7 @@ from typing import Any
 from .._optional import require
 from ._base import noise
 
-_MODULES = {
+CLASSES = {
     "DDIMScheduler": "_ddim",
     "DDPMScheduler": "_ddpm",
     "EulerAncestralDiscreteScheduler": "_euler",
@@ -35,10 +35,10 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _MODULES:
+    if name not in CLASSES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     require("diffusers", "diffusers")
-    return getattr(importlib.import_module(f".{_MODULES[name]}", __name__), name)
+    return getattr(importlib.import_module(f".{CLASSES[name]}", __name__), name)
 
 
 def __dir__() -> list[str]:
