@@ -12,11 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .._table import Table
+from .._table import MOST_HISTORY, Table
 from ..diffusion.levels import Array
-from ..functional import _key
-from ..functional.denoise import Denoised, denoise_step
-from ..reference import denoise as reference
+from ..functional import _backend, _gate, _key
+from ..functional.denoise import OUTPUTS, VARIANCES, Denoised, denoise_step
 
 _logger = logging.getLogger("variate.schedulers")
 
@@ -72,6 +71,7 @@ class Plan:
     __slots__ = (
         "config",
         "draws",
+        "elsewhere",
         "generator",
         "key",
         "levels",
@@ -96,10 +96,18 @@ class Plan:
         self.rows = rows
         self.draws = draws
         self.made: dict[Any, Table] = {}
+        self.elsewhere: dict[Table, Table] = {}
         self.lookup: Tensor | None = None
         self.key: Tensor | None = None
         self.generator: Any = None
         self.used: int | Tensor = 0  # steps of the key's stream
+
+    def placed(self, table: Table, device: torch.device) -> Table:
+        """The table on the device."""
+        found = self.elsewhere.get(table)
+        if found is None or found.coefficients.device != device:
+            found = self.elsewhere[table] = table.to(device)
+        return found
 
     def __reduce__(self) -> Any:
         return _nothing, ()  # a copied or unpickled scheduler makes a plan of its own: two would share their noise
@@ -263,37 +271,90 @@ def run(
     variance: Tensor | None = None,
     history: Sequence[Tensor] = (),
     state: Tensor | None = None,
-    outputs: Sequence[str] = ("denoised",),
+    outputs: tuple[str, ...] = ("denoised",),
 ) -> Denoised:
     """One step: the noise is drawn in the kernel, or here where it is torch's."""
-    if model_output.shape != sample.shape or model_output.device != sample.device:
+    device = sample.device
+    if model_output.shape != sample.shape or model_output.device != device:
         check(sample, model_output)
+    if table.coefficients.device != device:
+        table = plan.placed(table, device)
     key: Tensor | None = None
     step: int | Tensor = 0
     if stochastic and noise is None:
         if (scheduler.noise or _mode) == "torch":
             noise = randn(model_output, generator, noise_dtype) if draws else torch.zeros_like(model_output)
         else:
-            key = plan.draw(generator, sample)
+            key = plan.key
+            if key is None or generator is not plan.generator or key.device != device or key.dim() > 1:
+                key = plan.draw(generator, sample)
             step = plan.used
-            if isinstance(step, int):
+            if not isinstance(step, Tensor):
                 plan.used = step + 1
-    call: Callable[..., Denoised] = denoise_step
-    if torch.is_grad_enabled() and (model_output.requires_grad or sample.requires_grad):
-        call = reference.denoise_step
-    return call(
-        sample,
-        model_output,
-        table,
-        row,
-        variance=variance,
-        history=history,
-        state=state,
-        noise=noise,
-        outputs=outputs,
-        key=key,
-        first_step=step,
-    )
+    op = _backend.select("denoise_step", sample)
+    if (
+        op is None
+        or isinstance(row, Tensor)
+        or _gate.needs_grad(sample, model_output, variance, noise, state, *history)
+        or _gate.transformed()
+    ):
+        return denoise_step(
+            sample,
+            model_output,
+            table,
+            row,
+            variance=variance,
+            history=history,
+            state=state,
+            noise=noise,
+            outputs=outputs,
+            key=key,
+            first_step=step,
+        )
+    bits = _BITS[outputs]
+    if not history and state is None and noise is None and variance is None and table.quantile is None:
+        if isinstance(step, Tensor):
+            found = op(sample, model_output, table.coefficients, row, table.clip or 0.0, bits, key, counter=step)
+        else:
+            found = op(sample, model_output, table.coefficients, row, table.clip or 0.0, bits, key, step)
+    else:
+        counter = step if isinstance(step, Tensor) else None
+        found = op(
+            sample,
+            model_output,
+            table.coefficients,
+            row,
+            table.clip or 0.0,
+            bits,
+            key,
+            0 if isinstance(step, Tensor) else step,
+            *history,
+            *(None,) * (MOST_HISTORY - len(history)),
+            state,
+            0,
+            None,
+            counter,
+            None,
+            None,
+            0.0,
+            table.quantile or 0.0,
+            variance,
+            VARIANCES[table.variance],
+            noise,
+        )
+    if bits == 1:
+        return Denoised(found[0], found[1])
+    rest = iter(found)
+    return Denoised(next(rest), *(next(rest) if bits & bit else None for bit in OUTPUTS.values()))
+
+
+class _Bits(dict[tuple[str, ...], int]):
+    def __missing__(self, outputs: tuple[str, ...]) -> int:
+        self[outputs] = bits = sum(OUTPUTS[name] for name in outputs)
+        return bits
+
+
+_BITS = _Bits()
 
 
 def randn(like: Tensor, generator: Any, dtype: torch.dtype | None = None) -> Tensor:
