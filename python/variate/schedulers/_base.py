@@ -150,6 +150,7 @@ class Fused:
     noise: str | None = None
     _variate_plan: Plan | None = None
     _variate_levels = "alphas_cumprod"  # the attribute that the levels are read from
+    _variate_wide_noise = False  # whether diffusers draws it in the sample's dtype, where that is the wider one
 
     def _variate_make_plan(self) -> Plan:
         raise NotImplementedError
@@ -267,7 +268,6 @@ def run(
     noise: Tensor | None = None,
     stochastic: bool = False,
     draws: bool = True,
-    noise_dtype: torch.dtype | None = None,
     variance: Tensor | None = None,
     history: Sequence[Tensor] = (),
     state: Tensor | None = None,
@@ -283,7 +283,8 @@ def run(
     step: int | Tensor = 0
     if stochastic and noise is None:
         if (scheduler.noise or _mode) == "torch":
-            noise = randn(model_output, generator, noise_dtype) if draws else torch.zeros_like(model_output)
+            like = sample if scheduler._variate_wide_noise else model_output
+            noise = randn(like, generator) if draws else torch.zeros_like(model_output)
         else:
             key = plan.key
             if key is None or generator is not plan.generator or key.device != device or key.dim() > 1:
@@ -348,6 +349,58 @@ def run(
     return Denoised(next(rest), *(next(rest) if bits & bit else None for bit in OUTPUTS.values()))
 
 
+def single(
+    scheduler: Any,
+    plan: Plan,
+    table: Table,
+    row: int | Tensor,
+    sample: Tensor,
+    model_output: Tensor,
+    generator: Any,
+    stochastic: bool,
+    draws: bool = True,
+) -> Sequence[Any]:
+    """(prev, denoised) of :func:`run`, by a short way through the common case."""
+    if (
+        sample.is_cpu
+        and model_output.is_cpu
+        and model_output.shape == sample.shape
+        and type(row) is int
+        and table.quantile is None
+        and not (torch.is_grad_enabled() and (sample.requires_grad or model_output.requires_grad))
+        and not _gate.transformed()
+    ):
+        op = _backend.select("denoise_step", sample)
+        if op is not None and not stochastic:
+            results: Sequence[Any] = op(sample, model_output, table.coefficients, row, table.clip or 0.0, 1)
+            return results
+        key = plan.key
+        if (
+            op is not None
+            and key is not None
+            and generator is plan.generator
+            and key.dim() == 1
+            and key.is_cpu
+            and (scheduler.noise or _mode) == "kernel"
+        ):
+            step = plan.used
+            plan.used = step + 1  # type: ignore[operator]
+            results = op(sample, model_output, table.coefficients, row, table.clip or 0.0, 1, key, step)
+            return results
+    done = run(
+        scheduler,
+        plan,
+        table,
+        row,
+        sample,
+        model_output,
+        generator=generator,
+        stochastic=stochastic,
+        draws=draws,
+    )
+    return done.prev, done.denoised
+
+
 class _Bits(dict[tuple[str, ...], int]):
     def __missing__(self, outputs: tuple[str, ...]) -> int:
         self[outputs] = bits = sum(OUTPUTS[name] for name in outputs)
@@ -357,27 +410,34 @@ class _Bits(dict[tuple[str, ...], int]):
 _BITS = _Bits()
 
 
-def randn(like: Tensor, generator: Any, dtype: torch.dtype | None = None) -> Tensor:
+def randn(like: Tensor, generator: Any) -> Tensor:
     """The noise that diffusers draws, from the same place of torch's stream."""
     from diffusers.utils.torch_utils import randn_tensor
 
-    noise: Tensor = randn_tensor(like.shape, generator=generator, device=like.device, dtype=dtype or like.dtype)
+    noise: Tensor = randn_tensor(like.shape, generator=generator, device=like.device, dtype=like.dtype)
     return noise
 
 
-def output_maker(cls: Any, *names: str) -> Callable[..., Any]:
-    """What builds an output object of diffusers without the checks of its constructor."""
-    put = OrderedDict.__setitem__
+def output_maker(cls: Any, first: str, second: str | None = None) -> Callable[..., Any]:
+    """What builds an output object of diffusers, of one tensor or two, without the checks of its constructor."""
+    new, put = cls.__new__, OrderedDict.__setitem__
 
-    def make(*values: Any) -> Any:
-        made = cls.__new__(cls)
-        fields = made.__dict__
-        for name, value in zip(names, values, strict=True):
-            put(made, name, value)
-            fields[name] = value
+    def one(value: Any) -> Any:
+        made = new(cls)
+        put(made, first, value)
+        made.__dict__[first] = value
         return made
 
-    return make
+    def two(value: Any, other: Any) -> Any:
+        made = new(cls)
+        put(made, first, value)
+        put(made, second, other)
+        fields = made.__dict__
+        fields[first] = value
+        fields[second] = other
+        return made
+
+    return one if second is None else two
 
 
 def cast(sample: Tensor, model_output: Tensor) -> Tensor:

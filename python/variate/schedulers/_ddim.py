@@ -63,18 +63,14 @@ class DDIMScheduler(_base.Fused, scheduling_ddim.DDIMScheduler):  # type: ignore
             table = plan.made[chosen] = self._variate_table(*chosen) if made is None else made
             if eta > 0 and generator is not None and variance_noise is not None:
                 raise ValueError("variance_noise: expected None where a generator is given")
-        done = _base.run(
-            self,
-            plan,
-            table,
-            _base.row_of_timestep(plan, timestep),
-            sample if sample.dtype == model_output.dtype else _base.cast(sample, model_output),
-            model_output,
-            generator=generator,
-            noise=variance_noise if eta > 0 else None,
-            stochastic=eta > 0,
-        )
-        return _output(done.prev, done.denoised) if return_dict else (done.prev, done.denoised)
+        row = _base.row_of_timestep(plan, timestep)
+        if sample.dtype != model_output.dtype:
+            sample = _base.cast(sample, model_output)
+        if variance_noise is None or eta == 0:
+            prev, x0 = _base.single(self, plan, table, row, sample, model_output, generator, eta > 0)
+        else:
+            prev, x0, *_ = _base.run(self, plan, table, row, sample, model_output, noise=variance_noise)
+        return _output(prev, x0) if return_dict else (prev, x0)
 
     def add_noise(self: Any, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         return _base.add_noise_by_alphas(self, original_samples, noise, timesteps)

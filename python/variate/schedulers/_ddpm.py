@@ -57,19 +57,25 @@ class DDPMScheduler(_base.Fused, scheduling_ddpm.DDPMScheduler):  # type: ignore
         if table.variance is not None:
             model_output, variance = _split(model_output, sample)
         row = _base.row_of_timestep(plan, timestep)
-        done = _base.run(
-            self,
-            plan,
-            table,
-            row,
-            sample if sample.dtype == model_output.dtype else _base.cast(sample, model_output),
-            model_output,
-            generator=generator,
-            stochastic=True,
-            draws=not isinstance(row, int) or bool(plan.draws[row]),
-            variance=variance,
-        )
-        return _output(done.prev, done.denoised) if return_dict else (done.prev, done.denoised)
+        if sample.dtype != model_output.dtype:
+            sample = _base.cast(sample, model_output)
+        draws = not isinstance(row, int) or plan.draws[row]
+        if variance is None:
+            prev, x0 = _base.single(self, plan, table, row, sample, model_output, generator, True, draws)
+        else:
+            prev, x0, *_ = _base.run(
+                self,
+                plan,
+                table,
+                row,
+                sample,
+                model_output,
+                generator=generator,
+                stochastic=True,
+                draws=draws,
+                variance=variance,
+            )
+        return _output(prev, x0) if return_dict else (prev, x0)
 
     def add_noise(self: Any, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         return _base.add_noise_by_alphas(self, original_samples, noise, timesteps)

@@ -61,20 +61,13 @@ class EulerDiscreteScheduler(_base.Fused, scheduling_euler_discrete.EulerDiscret
             made = plan.made.get(chosen)
             table = plan.made[chosen] = self._variate_table(*chosen) if made is None else made
             churned = s_tmin <= float(self.sigmas[row]) <= s_tmax
-        done = _base.run(
-            self,
-            plan,
-            table,
-            row,
-            sample if sample.dtype == model_output.dtype else _base.cast(sample, model_output),
-            model_output,
-            generator=generator,
-            stochastic=churned,
-            noise=None,
-        )
+        if sample.dtype != model_output.dtype:
+            sample = _base.cast(sample, model_output)
+        prev, x0 = _base.single(self, plan, table, row, sample, model_output, generator, churned)
         self._step_index = row + 1
-        prev = done.prev if done.prev.dtype == model_output.dtype else done.prev.to(model_output.dtype)
-        return _output(prev, done.denoised) if return_dict else (prev, done.denoised)
+        if prev.dtype != model_output.dtype:
+            prev = prev.to(model_output.dtype)
+        return _output(prev, x0) if return_dict else (prev, x0)
 
     def add_noise(self: Any, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         return _base.add_noise_by_sigmas(self, original_samples, noise, timesteps)
@@ -114,19 +107,13 @@ class EulerAncestralDiscreteScheduler(  # type: ignore[misc]
         plan = _base.plan_of(self)
         table = plan.table
         row = _base.row_of_index(self, timestep, len(table))
-        done = _base.run(
-            self,
-            plan,
-            table,
-            row,
-            sample if sample.dtype == model_output.dtype else _base.cast(sample, model_output),
-            model_output,
-            generator=generator,
-            stochastic=True,
-        )
+        if sample.dtype != model_output.dtype:
+            sample = _base.cast(sample, model_output)
+        prev, x0 = _base.single(self, plan, table, row, sample, model_output, generator, True)
         self._step_index = row + 1
-        prev = done.prev if done.prev.dtype == model_output.dtype else done.prev.to(model_output.dtype)
-        return _output_ancestral(prev, done.denoised) if return_dict else (prev, done.denoised)
+        if prev.dtype != model_output.dtype:
+            prev = prev.to(model_output.dtype)
+        return _output_ancestral(prev, x0) if return_dict else (prev, x0)
 
     def add_noise(self: Any, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         return _base.add_noise_by_sigmas(self, original_samples, noise, timesteps)

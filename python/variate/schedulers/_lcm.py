@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import torch
 from diffusers.schedulers import scheduling_lcm
 from torch import Tensor
 
@@ -19,6 +18,8 @@ class LCMScheduler(_base.Fused, scheduling_lcm.LCMScheduler):  # type: ignore[mi
 
     The last of its timesteps adds no noise, also where ``strength`` has left some of them out.
     """
+
+    _variate_wide_noise = True
 
     def _variate_make_plan(self: Any) -> _base.Plan:
         if self.num_inference_steps is None:
@@ -44,20 +45,13 @@ class LCMScheduler(_base.Fused, scheduling_lcm.LCMScheduler):  # type: ignore[mi
         plan = _base.plan_of(self)
         rows = len(plan.table)
         row = _base.row_of_index(self, timestep, rows)
-        done = _base.run(
-            self,
-            plan,
-            plan.table,
-            row,
-            sample if sample.dtype == model_output.dtype else _base.cast(sample, model_output),
-            model_output,
-            generator=generator,
-            stochastic=True,
-            draws=row < rows - 1,
-            noise_dtype=torch.promote_types(sample.dtype, model_output.dtype),
+        if sample.dtype != model_output.dtype:
+            sample = _base.cast(sample, model_output)
+        prev, denoised = _base.single(
+            self, plan, plan.table, row, sample, model_output, generator, True, row < rows - 1
         )
         self._step_index = row + 1
-        return _output(done.prev, done.denoised) if return_dict else (done.prev, done.denoised)
+        return _output(prev, denoised) if return_dict else (prev, denoised)
 
     def add_noise(self: Any, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         return _base.add_noise_by_alphas(self, original_samples, noise, timesteps)
