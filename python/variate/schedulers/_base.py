@@ -12,10 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .._table import MOST_HISTORY, Table
+from .._table import Table
 from ..diffusion.levels import Array
-from ..functional import _backend, _gate, _key
-from ..functional.denoise import OUTPUTS, VARIANCES, Denoised, denoise_step
+from ..functional import _backend, _gate, _key, denoise
+from ..functional.denoise import Denoised, denoise_step
 
 _logger = logging.getLogger("variate.schedulers")
 
@@ -165,8 +165,6 @@ def plan_of(scheduler: Any) -> Plan:
         and plan.levels is getattr(scheduler, scheduler._variate_levels)
     ):
         return plan
-    if scheduler.noise is not None:
-        _check_mode(scheduler.noise)
     if len(scheduler.timesteps) == 0:
         raise ValueError("timesteps: expected one or more, got none; set_timesteps(n) makes n of them")
     plan = scheduler._variate_make_plan()
@@ -245,6 +243,7 @@ def _first_index(scheduler: Any, timestep: Any) -> int:
 
 
 def check(sample: Any, model_output: Any) -> None:
+    """Raises what is wrong with the arguments of a step, where something is."""
     for name, tensor in (("sample", sample), ("model_output", model_output)):
         if not isinstance(tensor, Tensor):
             raise TypeError(f"{name}: expected a tensor, got {type(tensor).__name__}")
@@ -282,7 +281,9 @@ def run(
     key: Tensor | None = None
     step: int | Tensor = 0
     if stochastic and noise is None:
-        if (scheduler.noise or _mode) == "torch":
+        mode = scheduler.noise or _mode
+        _check_mode(mode)
+        if mode == "torch":
             like = sample if scheduler._variate_wide_noise else model_output
             noise = randn(like, generator) if draws else torch.zeros_like(model_output)
         else:
@@ -292,7 +293,8 @@ def run(
             step = plan.used
             if not isinstance(step, Tensor):
                 plan.used = step + 1
-    op = _backend.select("denoise_step", sample)
+    counted = isinstance(step, Tensor)
+    op = _backend.select("denoise_step_counted" if counted else "denoise_step", sample)
     if (
         op is None
         or isinstance(row, Tensor)
@@ -312,41 +314,20 @@ def run(
             key=key,
             first_step=step,
         )
-    bits = _BITS[outputs]
-    if not history and state is None and noise is None and variance is None and table.quantile is None:
-        if isinstance(step, Tensor):
-            found = op(sample, model_output, table.coefficients, row, table.clip or 0.0, bits, key, counter=step)
-        else:
-            found = op(sample, model_output, table.coefficients, row, table.clip or 0.0, bits, key, step)
-    else:
-        counter = step if isinstance(step, Tensor) else None
-        found = op(
-            sample,
-            model_output,
-            table.coefficients,
-            row,
-            table.clip or 0.0,
-            bits,
-            key,
-            0 if isinstance(step, Tensor) else step,
-            *history,
-            *(None,) * (MOST_HISTORY - len(history)),
-            state,
-            0,
-            None,
-            counter,
-            None,
-            None,
-            0.0,
-            table.quantile or 0.0,
-            variance,
-            VARIANCES[table.variance],
-            noise,
-        )
-    if bits == 1:
-        return Denoised(found[0], found[1])
-    rest = iter(found)
-    return Denoised(next(rest), *(next(rest) if bits & bit else None for bit in OUTPUTS.values()))
+    wanted = _WANTED[outputs]
+    arguments = denoise._arguments(
+        sample, model_output, table, row, None, None, 0.0, variance, history, state, noise, wanted, key, 0, step
+    )
+    return denoise._denoised(op(*arguments), wanted)
+
+
+class _Wanted(dict[tuple[str, ...], int]):
+    def __missing__(self, outputs: tuple[str, ...]) -> int:
+        self[outputs] = wanted = sum(denoise.OUTPUTS[name] for name in outputs)
+        return wanted
+
+
+_WANTED = _Wanted()
 
 
 def single(
@@ -399,15 +380,6 @@ def single(
         draws=draws,
     )
     return done.prev, done.denoised
-
-
-class _Bits(dict[tuple[str, ...], int]):
-    def __missing__(self, outputs: tuple[str, ...]) -> int:
-        self[outputs] = bits = sum(OUTPUTS[name] for name in outputs)
-        return bits
-
-
-_BITS = _Bits()
 
 
 def randn(like: Tensor, generator: Any) -> Tensor:
