@@ -289,7 +289,8 @@ class _Step:
         if released and self.stochastic:
             integral = integral - self.h**2
         slopes = [times(np.nan_to_num(1 / node), other - m) for node, other in zip(nodes, others, strict=True)]
-        second = times(np.nan_to_num(2 / (nodes[1] - nodes[0])), slopes[1] - slopes[0])
+        apart = nodes[1] - nodes[0]
+        second = times(np.nan_to_num(2 / np.where(apart == 0, np.nan, apart)), slopes[1] - slopes[0])
         first = slopes[0] - times(np.nan_to_num(nodes[0] / 2), second)
         return times(self.scale * self.integrals[1], first) + times(np.nan_to_num(self.scale * integral * part), second)
 
@@ -334,6 +335,8 @@ class _Model:
 
     def __init__(self, levels: Levels, prediction: str, predict_x0: bool, clipped: bool) -> None:
         alpha, sigma = levels.now
+        if not predict_x0 and np.any(alpha == 0):
+            raise ValueError("levels: expected alpha > 0 with predict_x0=False, got alpha = 0")
         self.x0_sample, self.x0_output = to_x0(prediction, alpha, sigma)
         sample, output, x0 = (term(name, len(levels)) for name in ("sample", "output", "x0"))
         if predict_x0:
