@@ -201,8 +201,8 @@ class Step {
       for (int64_t c = 0; c < t.cols; ++c) magnitude[t.col + c] = math::abs(b.x0.data[c]);
     });
     const double q = Quantile<T>(magnitude, a.cols)(a.quantile);
-    const double bounded = a.clip > 0.0 && q > a.clip ? a.clip : q;
-    return bounded < 1.0 ? 1.0 : bounded;
+    const double raised = q < 1.0 ? 1.0 : q;
+    return a.clip > 0.0 && raised > a.clip ? a.clip : raised;
   }
 
   Inputs<T> load_inputs(const Tile& t, Buffers<T>& b, int columns) const {
