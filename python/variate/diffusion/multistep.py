@@ -361,9 +361,7 @@ def _finish(
 ) -> Table:
     """One block of rows for each of ``prev``."""
     repeats = len(prev)
-    parts = {"prev": np.concatenate(prev)}
-    if history:
-        parts["saved"] = np.tile(said.now, (repeats, 1))
+    parts = {"prev": np.concatenate(prev), "saved": np.tile(said.now, (repeats, 1))}
     if states is not None:
         parts["state"] = np.concatenate(states)
     return table(

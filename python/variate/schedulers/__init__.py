@@ -19,17 +19,29 @@ from ._base import noise
 CLASSES = {
     "DDIMScheduler": "_ddim",
     "DDPMScheduler": "_ddpm",
+    "DPMSolverMultistepScheduler": "_multistep",
+    "DPMSolverSinglestepScheduler": "_multistep",
     "EulerAncestralDiscreteScheduler": "_euler",
     "EulerDiscreteScheduler": "_euler",
+    "FlowMatchEulerDiscreteScheduler": "_flow",
+    "FlowMatchHeunDiscreteScheduler": "_flow",
+    "HeunDiscreteScheduler": "_heun",
     "LCMScheduler": "_lcm",
+    "UniPCMultistepScheduler": "_multistep",
 }
 
 __all__ = [
     "DDIMScheduler",
     "DDPMScheduler",
+    "DPMSolverMultistepScheduler",
+    "DPMSolverSinglestepScheduler",
     "EulerAncestralDiscreteScheduler",
     "EulerDiscreteScheduler",
+    "FlowMatchEulerDiscreteScheduler",
+    "FlowMatchHeunDiscreteScheduler",
+    "HeunDiscreteScheduler",
     "LCMScheduler",
+    "UniPCMultistepScheduler",
     "noise",
 ]
 

@@ -151,6 +151,7 @@ class Fused:
     _variate_plan: Plan | None = None
     _variate_levels = "alphas_cumprod"  # the attribute that the levels are read from
     _variate_wide_noise = False  # whether diffusers draws it in the sample's dtype, where that is the wider one
+    _variate_noise_dtype: torch.dtype | None = None  # the dtype that diffusers draws it in, whatever the sample's
 
     def _variate_make_plan(self) -> Plan:
         raise NotImplementedError
@@ -285,7 +286,7 @@ def run(
         _check_mode(mode)
         if mode == "torch":
             like = sample if scheduler._variate_wide_noise else model_output
-            noise = randn(like, generator) if draws else torch.zeros_like(model_output)
+            noise = randn(like, generator, scheduler._variate_noise_dtype) if draws else torch.zeros_like(model_output)
         else:
             key = plan.key
             if key is None or generator is not plan.generator or key.device != device or key.dim() > 1:
@@ -382,11 +383,11 @@ def single(
     return done.prev, done.denoised
 
 
-def randn(like: Tensor, generator: Any) -> Tensor:
+def randn(like: Tensor, generator: Any, dtype: torch.dtype | None = None) -> Tensor:
     """The noise that diffusers draws, from the same place of torch's stream."""
     from diffusers.utils.torch_utils import randn_tensor
 
-    noise: Tensor = randn_tensor(like.shape, generator=generator, device=like.device, dtype=like.dtype)
+    noise: Tensor = randn_tensor(like.shape, generator=generator, device=like.device, dtype=dtype or like.dtype)
     return noise
 
 
@@ -422,7 +423,10 @@ def cast(sample: Tensor, model_output: Tensor) -> Tensor:
 def clip_of(config: Any) -> dict[str, Any]:
     """clip and quantile of a table, from a configuration that may clip or threshold."""
     if config.get("thresholding", False):
-        return {"clip": float(config["sample_max_value"]), "quantile": float(config["dynamic_thresholding_ratio"])}
+        return {
+            "clip": float(config["sample_max_value"]),
+            "quantile": max(float(config["dynamic_thresholding_ratio"]), 1e-12),
+        }
     if config.get("clip_sample", False):
         return {"clip": float(config["clip_sample_range"]), "quantile": None}
     return {"clip": None, "quantile": None}
@@ -495,11 +499,7 @@ def _bars(scheduler: Any, timesteps: Tensor) -> Tensor:
 
 def add_noise_by_sigmas(scheduler: Any, original: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
     """x0 + sigma noise."""
-    if scheduler._begin_index is None:
-        sigma = _sigmas(scheduler, timesteps)
-    else:
-        at = scheduler._begin_index if scheduler._step_index is None else scheduler._step_index
-        sigma = scheduler.sigmas[at].expand(len(timesteps))
+    sigma = sigmas_at(scheduler, timesteps)
     return scaled(torch.ones_like(sigma), original, sigma, noise)
 
 
@@ -510,6 +510,15 @@ def velocity_by_sigmas(scheduler: Any, sample: Tensor, noise: Tensor, timesteps:
     sigma = _sigmas(scheduler, timesteps).double()
     alpha = (sigma**2 + 1).rsqrt()
     return scaled(alpha, noise, -alpha * sigma, sample)
+
+
+def sigmas_at(scheduler: Any, timesteps: Tensor) -> Tensor:
+    """sigma of each sample, where noise is added: at its timestep, or where the scheduler stands if it knows."""
+    if scheduler._begin_index is None:
+        return _sigmas(scheduler, timesteps)
+    at = scheduler._begin_index if scheduler._step_index is None else scheduler._step_index
+    sigma: Tensor = scheduler.sigmas[at].expand(len(timesteps))
+    return sigma
 
 
 def _sigmas(scheduler: Any, timesteps: Tensor) -> Tensor:
