@@ -29,7 +29,7 @@ endif()
 # At -O1 the sanitizers see the same code and compile in a third of the time; no -O changes a result.
 set(VARIATE_SANITIZE_FLAGS -fsanitize=${VARIATE_SANITIZE} -fno-sanitize-recover=all -O1 -g1)
 
-set(VARIATE_FAMILIES random reparam relaxed elbo bound linear logistic lattice potts rbm denoise)
+set(VARIATE_FAMILIES random reparam relaxed elbo bound linear logistic lattice potts rbm denoise diffusion ema)
 set(VARIATE_AMX_FAMILIES rbm)
 set(VARIATE_CUDA_FAMILIES random reparam elbo logistic lattice)
 

@@ -56,6 +56,10 @@ struct Kernels {
   void (*rbm_anneal)(const variate_rbm_anneal_args&);
   void (*rbm_temper)(const variate_rbm_temper_args&);
   void (*denoise_step)(const variate_denoise_step_args&);
+  void (*noise_and_target)(const variate_noise_and_target_args&);
+  void (*denoising_loss)(const variate_denoising_loss_args&);
+  void (*denoising_loss_backward)(const variate_denoising_loss_backward_args&);
+  void (*ema_update)(const variate_ema_update_args&);
 };
 
 // The kernels of the instruction set in use.
@@ -139,6 +143,10 @@ void rbm_gibbs(const variate_rbm_gibbs_args&);
 void rbm_anneal(const variate_rbm_anneal_args&);
 void rbm_temper(const variate_rbm_temper_args&);
 void denoise_step(const variate_denoise_step_args&);
+void noise_and_target(const variate_noise_and_target_args&);
+void denoising_loss(const variate_denoising_loss_args&);
+void denoising_loss_backward(const variate_denoising_loss_backward_args&);
+void ema_update(const variate_ema_update_args&);
 
 }  // namespace VARIATE_ISA
 #endif

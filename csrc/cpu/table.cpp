@@ -51,6 +51,10 @@ const Kernels table = {bits,
                        rbm_gibbs,
                        rbm_anneal,
                        rbm_temper,
-                       denoise_step};
+                       denoise_step,
+                       noise_and_target,
+                       denoising_loss,
+                       denoising_loss_backward,
+                       ema_update};
 
 }  // namespace variate::cpu::VARIATE_ISA

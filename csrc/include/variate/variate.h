@@ -4,8 +4,10 @@
 
 #include "bound.h"
 #include "core.h"
+#include "diffusion.h"
 #include "denoise.h"
 #include "elbo.h"
+#include "ema.h"
 #include "lattice.h"
 #include "linear.h"
 #include "logistic.h"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from . import boltzmann, bound, denoise, elbo, lattice, linear, logistic, random, rbm, relaxed, reparam
+from . import boltzmann, bound, denoise, diffusion, elbo, ema, lattice, linear, logistic, random, rbm, relaxed, reparam
 from ._backend import backends, register_triton, use_backend
 from ._checks import set_debug
 from .annealing import LogPartition, ais_log_partition
@@ -18,7 +18,9 @@ from .boltzmann import (
 )
 from .bound import ImportanceBound, importance_weighted_bound
 from .denoise import Denoised, denoise_step
+from .diffusion import denoising_loss, noise_and_target
 from .elbo import bernoulli_kl, bernoulli_nll, categorical_kl, categorical_nll, normal_kl, normal_nll
+from .ema import ema_update_
 from .lattice import (
     IsingMeasurement,
     IsingObservables,
@@ -70,10 +72,14 @@ __all__ = [
     "dbm_mean_field",
     "denoise",
     "denoise_step",
+    "denoising_loss",
+    "diffusion",
     "discretized_logistic_mixture_nll",
     "discretized_logistic_mixture_sample",
     "discretized_logistic_nll",
     "elbo",
+    "ema",
+    "ema_update_",
     "gumbel_rsample",
     "gumbel_softmax",
     "importance_weighted_bound",
@@ -89,6 +95,7 @@ __all__ = [
     "linear_categorical_nll",
     "logistic",
     "logistic_rsample",
+    "noise_and_target",
     "normal_kl",
     "normal_nll",
     "normal_rsample",

@@ -5,6 +5,19 @@ Without a key they draw from torch's own generator, as a PyTorch user would. Wit
 by a Philox of their own, in float64 where that matters.
 """
 
-from . import bound, denoise, elbo, lattice, linear, logistic, random, rbm, relaxed, reparam
+from . import bound, denoise, diffusion, elbo, ema, lattice, linear, logistic, random, rbm, relaxed, reparam
 
-__all__ = ["bound", "denoise", "elbo", "lattice", "linear", "logistic", "random", "rbm", "relaxed", "reparam"]
+__all__ = [
+    "bound",
+    "denoise",
+    "diffusion",
+    "elbo",
+    "ema",
+    "lattice",
+    "linear",
+    "logistic",
+    "random",
+    "rbm",
+    "relaxed",
+    "reparam",
+]
