@@ -20,12 +20,12 @@ VARIATE_API variate_status variate_ema_update(const variate_ema_update_args* arg
     for (int64_t i = 0; i < a.tensors && !checks.failed(); ++i) {
       checks.size(a.sizes[i], "sizes");
       if (a.sizes[i] == 0) continue;
-      checks.require(a.parameters[i] && is_floating(a.parameter_dtypes[i]), "parameters[%lld] is missing or not floating",
-                     static_cast<long long>(i));
+      checks.require(a.parameters[i] && is_floating(a.parameter_dtypes[i]),
+                     "parameters[%lld] is missing or not floating", static_cast<long long>(i));
       for (int64_t k = 0; k < a.profiles; ++k) {
         const int64_t at = k * a.tensors + i;
-        checks.require(a.averages[at] && is_floating(a.average_dtypes[at]),
-                       "averages[%lld] is missing or not floating", static_cast<long long>(at));
+        checks.require(a.averages[at] && is_floating(a.average_dtypes[at]), "averages[%lld] is missing or not floating",
+                       static_cast<long long>(at));
       }
     }
   };

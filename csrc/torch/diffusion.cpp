@@ -126,8 +126,8 @@ std::tuple<Tensor, Tensor> denoising_loss(Tensor prediction, Tensor target, Opti
                                           int64_t penalty, double delta, bool with_gradient) {
   Loss inputs(prediction, target, weight, mask, penalty, delta);
   const bool wide = prediction.scalar_type() == ScalarType::Double || target.scalar_type() == ScalarType::Double;
-  Tensor loss = new_tensor(std::vector<int64_t>{inputs.shape.rows}, wide ? ScalarType::Double : ScalarType::Float,
-                           prediction);
+  Tensor loss =
+      new_tensor(std::vector<int64_t>{inputs.shape.rows}, wide ? ScalarType::Double : ScalarType::Float, prediction);
   Tensor gradient = with_gradient ? new_like(prediction) : nothing(prediction);
   variate_denoising_loss_args args = {};
   inputs.fill(args);
@@ -142,9 +142,9 @@ void denoising_loss_backward(Tensor grad_loss, Tensor prediction, Tensor target,
                              OptionalTensor mask, OptionalTensor grad_prediction, OptionalTensor grad_target,
                              bool ready, int64_t penalty, double delta) {
   const Loss inputs(prediction, target, weight, mask, penalty, delta);
-  STD_TORCH_CHECK(grad_loss.dim() == 1 && grad_loss.size(0) == inputs.shape.rows &&
-                      grad_loss.is_cuda() == prediction.is_cuda(),
-                  "grad_loss must have one number per sample, on the device of prediction");
+  STD_TORCH_CHECK(
+      grad_loss.dim() == 1 && grad_loss.size(0) == inputs.shape.rows && grad_loss.is_cuda() == prediction.is_cuda(),
+      "grad_loss must have one number per sample, on the device of prediction");
   for (const OptionalTensor& grad : {grad_prediction, grad_target}) {
     if (!grad) continue;
     check_same(prediction, *grad, "a gradient must have the shape and device of prediction");

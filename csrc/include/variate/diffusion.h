@@ -1,4 +1,5 @@
-/* Training a diffusion model: noising and what the model must say of it, and the loss. Math: variate/math/diffusion.hpp.
+/* Training a diffusion model: noising and what the model must say of it, and the loss. Math:
+ * variate/math/diffusion.hpp.
  */
 #ifndef VARIATE_DIFFUSION_H
 #define VARIATE_DIFFUSION_H

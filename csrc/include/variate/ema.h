@@ -20,11 +20,11 @@ typedef struct variate_ema_update_args {
   variate_execution execution;
   int64_t tensors;
   int64_t profiles;
-  const int64_t* sizes;                    /* [tensors] */
-  void* const* averages;                   /* [profiles * tensors] */
-  const variate_dtype* average_dtypes;     /* [profiles * tensors] */
-  const void* const* parameters;           /* [tensors] */
-  const variate_dtype* parameter_dtypes;   /* [tensors] */
+  const int64_t* sizes;                  /* [tensors] */
+  void* const* averages;                 /* [profiles * tensors] */
+  const variate_dtype* average_dtypes;   /* [profiles * tensors] */
+  const void* const* parameters;         /* [tensors] */
+  const variate_dtype* parameter_dtypes; /* [tensors] */
   variate_tensor decay;
 } variate_ema_update_args;
 
