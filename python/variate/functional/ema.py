@@ -50,16 +50,29 @@ def ema_update_(
     flat = [average for profile in profiles for average in profile]
     if not parameters:
         return
-    _check(flat, parameters)
     like = parameters[0]
+    if not isinstance(like, Tensor):
+        _check(flat, parameters)
     op = _backend.select("ema_update_", like)
+    if op is None or torch.compiler.is_compiling() or _gate.transformed() or not like.is_cpu:
+        _check(flat, parameters)
     if op is None or _gate.transformed():
         for profile, one in zip(profiles, decays, strict=True):
             reference.ema.ema_update_(profile, parameters, _number(one, like))
         return
     numbers = [_number(one, like) for one in decays]
-    with torch.no_grad():
-        op(flat, parameters, numbers[0].reshape(1) if len(numbers) == 1 else torch.stack(numbers))
+    decay = numbers[0].reshape(1) if len(numbers) == 1 else torch.stack(numbers)
+    if torch.compiler.is_compiling():
+        op(flat, parameters, decay)
+        return
+    try:
+        with torch.no_grad():
+            if any([not tensor.is_cpu for tensor in flat]) and like.is_cpu:
+                raise RuntimeError("tensors of several devices")
+            op(flat, parameters, decay)
+    except (RuntimeError, AttributeError):
+        _check(flat, parameters)  # names what the kernel, which looks before it writes, refused
+        raise
 
 
 def _decays(decay: Any, profiles: int) -> list[Any]:
@@ -84,7 +97,6 @@ def _number(decay: Any, like: Tensor) -> Tensor:
 
 
 def _check(averages: list[Any], parameters: list[Any]) -> None:
-    """Metadata, parameter by parameter: what is left out here is a model's hot loop."""
     count = len(parameters)
     for i, parameter in enumerate(parameters):
         if not isinstance(parameter, Tensor) or parameter.dtype not in _checks.FLOATING:
