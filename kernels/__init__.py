@@ -2,6 +2,7 @@
 
 from .bound import importance_weighted_bound
 from .categorical import categorical_kl, categorical_kl_backward, categorical_nll, categorical_nll_backward
+from .diffusion import denoising_loss, denoising_loss_backward, noise_and_target
 from .elbo import (
     bernoulli_kl,
     bernoulli_kl_backward,
@@ -12,6 +13,7 @@ from .elbo import (
     normal_nll,
     normal_nll_backward,
 )
+from .ema import ema_update_
 from .lattice import ising_gibbs, ising_measure, ising_pack, ising_unpack
 from .linear import (
     linear_bernoulli_nll,
@@ -57,11 +59,14 @@ __all__ = [
     "categorical_kl_backward",
     "categorical_nll",
     "categorical_nll_backward",
+    "denoising_loss",
+    "denoising_loss_backward",
     "discretized_logistic_mixture_nll",
     "discretized_logistic_mixture_nll_backward",
     "discretized_logistic_mixture_sample",
     "discretized_logistic_nll",
     "discretized_logistic_nll_backward",
+    "ema_update_",
     "exponential",
     "fold_in",
     "gumbel",
@@ -78,6 +83,7 @@ __all__ = [
     "linear_categorical_nll_backward",
     "location_scale_rsample",
     "location_scale_rsample_backward",
+    "noise_and_target",
     "normal",
     "normal_kl",
     "normal_kl_backward",

@@ -99,6 +99,19 @@ SCHEMAS = {
     "categorical_nll_backward": "(Tensor grad_nll, Tensor logits, Tensor target, Tensor log_sum_exp) -> Tensor",
     "categorical_kl": "(Tensor logits, Tensor prior_logits) -> Tensor",
     "categorical_kl_backward": "(Tensor grad_kl, Tensor logits, Tensor prior_logits, int wanted) -> (Tensor, Tensor)",
+    "noise_and_target": (
+        "(Tensor x0, Tensor? timestep, Tensor levels, int prediction, float sigma_data, float offset_noise,"
+        " Tensor? noise, Tensor? mask, Tensor? key, SymInt first_sample) -> (Tensor, Tensor)"
+    ),
+    "denoising_loss": (
+        "(Tensor prediction, Tensor target, Tensor? weight, Tensor? mask, int penalty, float delta,"
+        " bool with_gradient) -> (Tensor, Tensor)"
+    ),
+    "denoising_loss_backward": (
+        "(Tensor grad_loss, Tensor prediction, Tensor target, Tensor? weight, Tensor? mask,"
+        " Tensor(a!)? grad_prediction, Tensor(b!)? grad_target, bool ready, int penalty, float delta) -> ()"
+    ),
+    "ema_update_": "(Tensor(a!)[] averages, Tensor[] parameters, Tensor decay) -> ()",
     "importance_weighted_bound": "(Tensor log_weight, bool leave_one_out) -> (Tensor, Tensor, Tensor, Tensor)",
     "ising_pack": "(Tensor spins, int dimensions, bool open) -> Tensor",
     "ising_unpack": "(Tensor words, SymInt width) -> Tensor",
