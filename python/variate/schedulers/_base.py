@@ -345,29 +345,28 @@ def single(
     """(prev, denoised) of :func:`run`, by a short way through the common case."""
     if (
         sample.is_cpu
-        and model_output.is_cpu
-        and model_output.shape == sample.shape
         and type(row) is int
         and table.quantile is None
         and not (torch.is_grad_enabled() and (sample.requires_grad or model_output.requires_grad))
         and not _gate.transformed()
     ):
-        op = _backend.select("denoise_step", sample)
-        if op is not None and not stochastic:
-            results: Sequence[Any] = op(sample, model_output, table.coefficients, row, table.clip or 0.0, 1)
-            return results
-        key = plan.key
-        if (
-            op is not None
-            and key is not None
-            and generator is plan.generator
-            and key.dim() == 1
-            and key.is_cpu
-            and (scheduler.noise or _mode) == "kernel"
-        ):
-            step = plan.used
-            plan.used = step + 1  # type: ignore[operator]
-            results = op(sample, model_output, table.coefficients, row, table.clip or 0.0, 1, key, step)
+        op, key = _backend.select("denoise_step", sample), plan.key
+        arguments: tuple[Any, ...] | None = None
+        if not stochastic:
+            arguments = ()
+        elif key is not None and generator is plan.generator and key.is_cpu and key.dim() == 1:
+            if (scheduler.noise or _mode) == "kernel":
+                arguments = key, plan.used
+        if op is not None and arguments is not None:
+            try:
+                results: Sequence[Any] = op(
+                    sample, model_output, table.coefficients, row, table.clip or 0.0, 1, *arguments
+                )
+            except RuntimeError:  # the op checks what safety needs; this says what the caller got wrong
+                check(sample, model_output)
+                raise
+            if stochastic:
+                plan.used += 1
             return results
     done = run(
         scheduler,
