@@ -54,7 +54,7 @@ VARIATE_API variate_status variate_noise_and_target(const variate_noise_and_targ
   const auto check = [](Checks& checks, const variate_noise_and_target_args& a) {
     checks.size(a.rows, "rows");
     checks.size(a.cols, "cols");
-    if (!no_elements(a) && (!a.given.data || a.offset_noise != 0)) checks.noise(a.noise_source, a.rows);
+    if (!no_elements(a) && (!a.drawn.data || a.offset_noise != 0)) checks.noise(a.noise, a.rows);
     checks.execution(a.execution, 0);
     checks.require(a.prediction >= VARIATE_PREDICT_EPSILON && a.prediction <= VARIATE_PREDICT_EDM,
                    "prediction must lie in [VARIATE_PREDICT_EPSILON, VARIATE_PREDICT_EDM], got %d",
@@ -70,7 +70,7 @@ VARIATE_API variate_status variate_noise_and_target(const variate_noise_and_targ
     checks.require(a.timestep.data || (a.table_size % a.rows == 0 && a.table_size / a.rows == a.tokens),
                    "table_size must be rows * tokens without timestep, got %lld", static_cast<long long>(a.table_size));
     checks.tensor(a.x0, "x0", is_floating);
-    checks.optional_tensor(a.given, "given", is_floating);
+    checks.optional_tensor(a.drawn, "drawn", is_floating);
     checks.optional_tensor(a.mask, "mask", is_uint8);
     checks.tensor(a.x_t, "x_t", is_floating);
     checks.tensor(a.target, "target", is_floating);

@@ -40,13 +40,13 @@ void add(T x, T* __restrict to, int64_t count) {
 template <class T>
 const T* noise_of(const variate_noise_and_target_args& a, const Tile& t, Buffer<T>& noise) {
   const T* data = noise.data;
-  if (a.given.data) {
-    data = load(a.given, t, noise);
+  if (a.drawn.data) {
+    data = load(a.drawn, t, noise);
     if (a.offset_noise == 0) return data;
     if (data != noise.data) std::memcpy(noise.data, data, t.count * sizeof(T));
   } else {
     WordBuffer words;
-    tile_words(a.noise_source, t, words);
+    tile_words(a.noise, t, words);
     if constexpr (sizeof(T) == sizeof(float)) {
       normals_of(words.data, noise.data, t.count);
     } else {
@@ -57,9 +57,9 @@ const T* noise_of(const variate_noise_and_target_args& a, const Tile& t, Buffer<
   }
   if (a.offset_noise == 0) return noise.data;
   for_parts(t, a.cols, a.channels, [&](int64_t row, int64_t channel, int64_t at, int64_t count) {
-    const bool own = a.noise_source.key_stride != 0;
-    const uint32_t sample = own ? 0 : static_cast<uint32_t>(a.noise_source.first_sample + row);
-    const float offset = normal_at(math::fold_in(key_of(a.noise_source, row), 1), channel, sample);
+    const bool own = a.noise.key_stride != 0;
+    const uint32_t sample = own ? 0 : static_cast<uint32_t>(a.noise.first_sample + row);
+    const float offset = normal_at(math::fold_in(key_of(a.noise, row), 1), channel, sample);
     add(static_cast<T>(a.offset_noise) * static_cast<T>(offset), noise.data + at, count);
   });
   return noise.data;

@@ -58,7 +58,7 @@ std::tuple<Tensor, Tensor> noise_and_target(Tensor x0, OptionalTensor timestep, 
   variate_noise_and_target_args args = {};
   args.struct_size = sizeof args;
   args.execution = execution.get();
-  if (source) args.noise_source = source->get();
+  if (source) args.noise = source->get();
   args.rows = shape.rows;
   args.cols = shape.cols;
   args.prediction = static_cast<variate_prediction>(static_cast<int>(prediction));
@@ -70,7 +70,7 @@ std::tuple<Tensor, Tensor> noise_and_target(Tensor x0, OptionalTensor timestep, 
   args.offset_noise = offset_noise;
   args.channels = channels_of(x0);
   args.x0 = x0_view.get();
-  args.given = noise_view.get();
+  args.drawn = noise_view.get();
   args.mask = mask_view.get();
   args.x_t = View(x_t).get();
   args.target = View(target).get();

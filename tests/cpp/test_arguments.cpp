@@ -1100,10 +1100,137 @@ void test_denoising() {
   CHECK(counter[0] == 4 && counter[1] == 0);
 }
 
+void test_diffusion() {
+  static const std::vector<double> levels = {1.0, 0.0, 0.6, 0.8};
+  static const std::vector<float> data(64, 0.5f);
+  static std::vector<std::int64_t> timestep = {0, 1, 1, 0};
+  static std::vector<float> target(64);
+  auto good = make<variate_noise_and_target_args>(4, 16);
+  good.noise.key = key;
+  good.levels = view(levels, 2);
+  good.table_size = 2;
+  good.timestep = view(timestep, 1, 0);
+  good.tokens = good.channels = 1;
+  good.x0 = view(data, 16);
+  good.x_t = view(out, 16);
+  good.target = view(target, 16);
+  const auto refuse = [&](const char* word, auto change) {
+    auto args = good;
+    change(args);
+    CHECK_REFUSED(variate_noise_and_target, args, word);
+  };
+  refuse("struct_size", [](auto& a) { a.struct_size -= 8; });
+  refuse("noise.key", [](auto& a) { a.noise.key = nullptr; });
+  refuse("prediction", [](auto& a) { a.prediction = static_cast<variate_prediction>(5); });
+  refuse("sigma_data", [](auto& a) { a.prediction = VARIATE_PREDICT_EDM; });
+  for (std::int64_t parts : {int64_min, std::int64_t{0}, std::int64_t{3}, std::int64_t{17}, int64_max}) {
+    refuse("tokens", [=](auto& a) { a.tokens = parts; });
+    refuse("channels", [=](auto& a) { a.channels = parts; });
+  }
+  refuse("levels", [](auto& a) { a.levels = {}; });
+  refuse("levels", [](auto& a) { a.levels.dtype = VARIATE_INT64; });
+  for (std::int64_t size : {int64_min, std::int64_t{-1}, std::int64_t{0}}) {
+    refuse("table_size", [=](auto& a) { a.table_size = size; });
+  }
+  refuse("timestep must lie in [0, 1), got 1", [](auto& a) { a.table_size = 1; });
+  timestep[3] = -1;
+  refuse("timestep must lie in [0, 2), got -1", [](auto&) {});
+  timestep[3] = 0;
+  refuse("timestep", [](auto& a) { a.timestep.dtype = VARIATE_FLOAT32; });
+  refuse("table_size must be rows * tokens", [](auto& a) { a.timestep = {}; });
+  refuse("x0", [](auto& a) { a.x0.data = nullptr; });
+  refuse("drawn", [](auto& a) { a.drawn = a.timestep; });
+  refuse("mask", [](auto& a) { a.mask = a.x0; });
+  refuse("x_t", [](auto& a) { a.x_t = {}; });
+  refuse("target", [](auto& a) { a.target = {}; });
+  auto told = good;  // noise that is told needs no key
+  told.noise.key = nullptr;
+  told.drawn = told.x0;
+  told.x_t = told.target;
+  CHECK_OK(variate_noise_and_target(&told));
+
+  auto loss = make<variate_denoising_loss_args>(4, 16);
+  loss.prediction = loss.target = view(data, 16);
+  loss.loss = view(out, 1);
+  const auto refuse_loss = [&](const char* word, auto change) {
+    auto args = loss;
+    change(args);
+    CHECK_REFUSED(variate_denoising_loss, args, word);
+  };
+  refuse_loss("penalty", [](auto& a) { a.penalty = static_cast<variate_penalty>(2); });
+  refuse_loss("delta", [](auto& a) { a.penalty = VARIATE_HUBER; });
+  refuse_loss("prediction", [](auto& a) { a.prediction = {}; });
+  refuse_loss("target", [](auto& a) { a.target.dtype = VARIATE_UINT8; });
+  refuse_loss("weight", [](auto& a) { a.weight = {timestep.data(), VARIATE_INT64, 1, 0}; });
+  refuse_loss("mask", [](auto& a) { a.mask = a.prediction; });
+  refuse_loss("loss", [](auto& a) { a.loss.dtype = VARIATE_FLOAT16; });
+  refuse_loss("cols", [](auto& a) { a.cols = -1; });
+  refuse_loss("workspace", [](auto& a) { a.cols = 5000; });
+  CHECK(variate_denoising_loss_workspace(nullptr) == 0);
+
+  auto backward = make<variate_denoising_loss_backward_args>(4, 16);
+  backward.prediction = backward.target = loss.prediction;
+  backward.grad_prediction = view(out, 16);
+  CHECK_REFUSED(variate_denoising_loss_backward, backward, "grad_loss");
+  backward.grad_loss = view(data, 1);
+  backward.ready = 2;
+  CHECK_REFUSED(variate_denoising_loss_backward, backward, "ready");
+}
+
+void test_averages() {
+  static const std::vector<float> parameter(8, 1.0f);
+  static const std::vector<double> decay = {0.5, 0.5};
+  static const std::int64_t sizes[] = {8, 0};
+  static const variate_dtype dtypes[] = {VARIATE_FLOAT32, VARIATE_FLOAT32, VARIATE_FLOAT32, VARIATE_FLOAT32};
+  static void* averages[] = {out.data(), nullptr, out.data() + 8, nullptr};
+  static const void* parameters[] = {parameter.data(), nullptr};
+  variate_ema_update_args good = {};
+  good.struct_size = sizeof good;
+  good.tensors = good.profiles = 2;
+  good.sizes = sizes;
+  good.averages = averages;
+  good.parameters = parameters;
+  good.average_dtypes = good.parameter_dtypes = dtypes;
+  good.decay = view(decay, 1);
+  const auto refuse = [&](const char* word, auto change) {
+    auto args = good;
+    change(args);
+    CHECK_REFUSED(variate_ema_update, args, word);
+  };
+  refuse("struct_size", [](auto& a) { a.struct_size += 8; });
+  refuse("tensors", [](auto& a) { a.tensors = -1; });
+  refuse("profiles", [](auto& a) { a.profiles = int64_min; });
+  refuse("sizes", [](auto& a) { a.sizes = nullptr; });
+  refuse("sizes", [](auto& a) {
+    static const std::int64_t negative[] = {8, -1};
+    a.sizes = negative;
+  });
+  refuse("averages", [](auto& a) { a.average_dtypes = nullptr; });
+  refuse("averages[3]", [](auto& a) {
+    static const std::int64_t full[] = {8, 8};
+    static const void* there[] = {parameter.data(), parameter.data()};
+    static void* missing[] = {out.data(), out.data(), out.data(), nullptr};
+    a.sizes = full;
+    a.parameters = there;
+    a.averages = missing;
+  });
+  refuse("parameters[0]", [](auto& a) {
+    static const variate_dtype integers[] = {VARIATE_INT64, VARIATE_INT64};
+    a.parameter_dtypes = integers;
+  });
+  refuse("decay", [](auto& a) { a.decay = {}; });
+  good.tensors = 0;
+  good.sizes = nullptr;
+  CHECK_OK(variate_ema_update(&good));
+  CHECK(untouched());
+}
+
 }  // namespace
 
 int main() {
   test_draws();
+  test_diffusion();
+  test_averages();
   test_denoising();
   test_rbm();
   test_annealing();

@@ -1,6 +1,8 @@
 // Results of the C API against the header math, element by element, under the instruction set that VARIATE_CPU names:
 // the same bits under each, with one thread and two, for any shape and stride.
+#include <variate/math/diffusion.hpp>
 #include <variate/math/elbo.hpp>
+#include <variate/math/ema.hpp>
 #include <variate/math/random.hpp>
 #include <variate/math/reparam.hpp>
 
@@ -611,6 +613,142 @@ void test_linear_categorical_nll() {
   }
 }
 
+// Noising against the header math, element by element.
+void test_noise_and_target() {
+  const std::vector<double> levels = {1.0, 0.0, 0.6, 0.8, 0.0, 1.0, 0.28, 0.96};
+  for (const Shape& shape : shapes) {
+    const std::int64_t rows = shape.rows, cols = shape.cols;
+    const std::int64_t channels = cols % 5 == 0 ? 5 : 1, tokens = cols % 4 == 0 ? 4 : 1;
+    std::vector<float> x0(rows * cols);
+    for (std::size_t i = 0; i < x0.size(); ++i) x0[i] = static_cast<float>(i % 29) / 8.0f - 1.0f;
+    std::vector<std::int64_t> timestep(rows * tokens);
+    for (std::size_t i = 0; i < timestep.size(); ++i) timestep[i] = static_cast<std::int64_t>(i % 4);
+    for (int prediction = 0; prediction <= VARIATE_PREDICT_EDM; ++prediction) {
+      std::vector<float> x_t[2], target[2];
+      for (int threads : {1, 2}) {
+        std::vector<float>&noised = x_t[threads - 1], &wanted = target[threads - 1];
+        noised.assign(rows * cols, NAN);
+        wanted.assign(rows * cols, NAN);
+        auto args = make<variate_noise_and_target_args>(rows, cols, threads);
+        args.noise = {keys[1], 0, 5};
+        args.prediction = static_cast<variate_prediction>(prediction);
+        args.sigma_data = 0.5;
+        args.levels = view(levels, 2);
+        args.table_size = 4;
+        args.timestep = view(timestep, tokens);
+        args.tokens = tokens;
+        args.offset_noise = 0.25;
+        args.channels = channels;
+        args.x0 = view(x0, cols);
+        args.x_t = view(noised, cols);
+        args.target = view(wanted, cols);
+        CHECK_OK(variate_noise_and_target(&args));
+        const Noise noise{args.noise};
+        for (std::int64_t r = 0; threads == 1 && r < rows; ++r) {
+          for (std::int64_t c = 0; c < cols; ++c) {
+            const std::int64_t channel = c / (cols / channels), t = timestep[r * tokens + c / (cols / tokens)];
+            const float offset = m::normals(noise.block(r, channel, 1)).x[channel % 4];
+            const float eps = noise.normal(r, c) + 0.25f * offset, x = x0[r * cols + c];
+            const auto n = m::noising<float>(args.prediction, levels[2 * t], levels[2 * t + 1], 0.5);
+            CHECK(same_bits(noised[r * cols + c], m::combine(n.alpha, x, n.sigma, eps)));
+            CHECK(same_bits(wanted[r * cols + c], m::combine(n.from_x0, x, n.from_noise, eps)));
+          }
+        }
+      }
+      CHECK(same_bits(x_t[0], x_t[1]) && same_bits(target[0], target[1]));
+    }
+  }
+}
+
+// The loss against float64, and its gradient: the one made with it and the one made after it.
+void test_denoising_loss() {
+  for (const Shape& shape : shapes) {
+    const std::int64_t rows = shape.rows, cols = shape.cols;
+    std::vector<float> prediction(rows * cols), target(rows * cols), weight(rows), loss(rows), grad_loss(rows);
+    for (std::size_t i = 0; i < prediction.size(); ++i) {
+      prediction[i] = static_cast<float>(i % 31) / 8.0f;
+      target[i] = static_cast<float>(i % 17) / 4.0f;
+    }
+    for (std::int64_t r = 0; r < rows; ++r) {
+      weight[r] = 0.5f + static_cast<float>(r % 3);
+      grad_loss[r] = 1.0f / static_cast<float>(rows);
+    }
+    for (variate_penalty penalty : {VARIATE_SQUARE, VARIATE_HUBER}) {
+      std::vector<float> ahead(rows * cols, NAN), after(rows * cols, NAN);
+      auto args = make<variate_denoising_loss_args>(rows, cols, 2);
+      args.penalty = penalty;
+      args.delta = 0.75;
+      args.prediction = view(prediction, cols);
+      args.target = view(target, cols);
+      args.weight = view(weight, 1);
+      args.loss = view(loss, 1);
+      args.grad_prediction = view(ahead, cols);
+      std::vector<double> workspace(variate_denoising_loss_workspace(&args) / sizeof(double));
+      args.execution.workspace = workspace.data();
+      args.execution.workspace_bytes = workspace.size() * sizeof(double);
+      CHECK_OK(variate_denoising_loss(&args));
+      auto backward = make<variate_denoising_loss_backward_args>(rows, cols, 1);
+      backward.penalty = penalty;
+      backward.delta = 0.75;
+      backward.prediction = args.prediction;
+      backward.target = args.target;
+      backward.weight = args.weight;
+      backward.grad_loss = view(grad_loss, 1);
+      backward.grad_prediction = view(after, cols);
+      CHECK_OK(variate_denoising_loss_backward(&backward));
+      CHECK(same_bits(ahead, after));
+      for (std::int64_t r = 0; r < rows; ++r) {
+        double sum = 0.0;
+        for (std::int64_t c = 0; c < cols; ++c) {
+          const double d = static_cast<double>(prediction[r * cols + c]) - target[r * cols + c];
+          const double bounded = std::min(std::abs(d), 0.75);
+          sum += penalty == VARIATE_SQUARE ? d * d : bounded * (std::abs(d) - 0.5 * bounded);
+        }
+        const double expected = sum / static_cast<double>(cols) * weight[r];
+        CHECK(std::abs(loss[r] - expected) <= 1e-6 * (1.0 + expected), "loss is %g, not %g", loss[r], expected);
+      }
+    }
+  }
+}
+
+// Averages against the header math, of tensors around a tile and a chunk, in two profiles.
+void test_ema_update() {
+  const std::int64_t sizes[] = {1, 0, 17, 1024, 16384, 16385, 40000};
+  constexpr std::int64_t tensors = 7;
+  const std::vector<double> decay = {0.999, 0.25};
+  std::vector<float> parameters[tensors], averages[2 * tensors];
+  const void* parameter_data[tensors];
+  void* average_data[2 * tensors];
+  variate_dtype dtypes[2 * tensors];
+  for (std::int64_t i = 0; i < tensors; ++i) {
+    for (std::int64_t j = 0; j < sizes[i]; ++j) parameters[i].push_back(static_cast<float>(j % 23) / 4.0f);
+    parameter_data[i] = parameters[i].data();
+    for (int k : {0, 1}) {
+      averages[k * tensors + i].assign(sizes[i], 1.0f + static_cast<float>(k));
+      average_data[k * tensors + i] = averages[k * tensors + i].data();
+      dtypes[k * tensors + i] = VARIATE_FLOAT32;
+    }
+  }
+  variate_ema_update_args args = {};
+  args.struct_size = sizeof args;
+  args.execution.threads = 2;
+  args.tensors = tensors;
+  args.profiles = 2;
+  args.sizes = sizes;
+  args.averages = average_data;
+  args.parameters = parameter_data;
+  args.average_dtypes = args.parameter_dtypes = dtypes;
+  args.decay = view(decay, 1);
+  CHECK_OK(variate_ema_update(&args));
+  for (std::int64_t i = 0; i < tensors; ++i) {
+    for (std::int64_t j = 0; j < sizes[i]; ++j) {
+      const float p = parameters[i][j], near = static_cast<float>(1.0 - 0.999), keep = 0.25f;
+      CHECK(same_bits(averages[i][j], m::average<false>(1.0f, p, near, 0.999f)));
+      CHECK(same_bits(averages[tensors + i][j], m::average<true>(2.0f, p, 0.75f, keep)));
+    }
+  }
+}
+
 // A NaN comes out where it went in, and nowhere else.
 void test_nan() {
   Problem<float> p({5, 30});
@@ -659,6 +797,9 @@ int main() {
   test_gradients();
   test_linear_bernoulli_nll();
   test_linear_categorical_nll();
+  test_noise_and_target();
+  test_denoising_loss();
+  test_ema_update();
   test_nan();
   std::printf("%s\n", variate_cpu_capability());
   return check::finish();

@@ -28,15 +28,15 @@ typedef enum variate_prediction VARIATE_INT {
    of row r * tokens + part, and table_size is rows * tokens. A CPU refuses a timestep outside [0, table_size); on a GPU
    its results are NaN.
 
-   eps is `given` (floating [rows, cols]), or the standard normal of element e of sample b. With offset_noise s it is
+   eps is `drawn` (floating [rows, cols]), or the standard normal of element e of sample b. With offset_noise s it is
    eps + s n, n the standard normal of element c of sample b under fold_in(key, 1), c the channel: one of `channels`
-   equal parts of a row. noise_source.key may be NULL where nothing is drawn.
+   equal parts of a row. noise.key may be NULL where nothing is drawn.
 
    Where `mask`, uint8 [rows, cols], is not 0, x_t is x0. The target knows no mask. */
 typedef struct variate_noise_and_target_args {
   uint32_t struct_size;
   variate_execution execution;
-  variate_noise noise_source;
+  variate_noise noise;
   int64_t rows;
   int64_t cols;
   variate_prediction prediction;
@@ -48,7 +48,7 @@ typedef struct variate_noise_and_target_args {
   double offset_noise;
   int64_t channels; /* >= 1, divides cols */
   variate_tensor x0;
-  variate_tensor given;
+  variate_tensor drawn;
   variate_tensor mask;
   variate_tensor x_t;
   variate_tensor target;

@@ -4,8 +4,8 @@
 
 #include "bound.h"
 #include "core.h"
-#include "diffusion.h"
 #include "denoise.h"
+#include "diffusion.h"
 #include "elbo.h"
 #include "ema.h"
 #include "lattice.h"
