@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from . import training
 from .ancestral import ddim, ddpm, lcm
 from .euler import euler, euler_ancestral
 from .heun import edm, flow_euler, flow_heun, heun
@@ -23,5 +24,6 @@ __all__ = [
     "lcm",
     "to_epsilon",
     "to_x0",
+    "training",
     "unipc",
 ]
