@@ -31,7 +31,7 @@ set(VARIATE_SANITIZE_FLAGS -fsanitize=${VARIATE_SANITIZE} -fno-sanitize-recover=
 
 set(VARIATE_FAMILIES random reparam relaxed elbo bound linear logistic lattice potts rbm denoise diffusion ema)
 set(VARIATE_AMX_FAMILIES rbm)
-set(VARIATE_CUDA_FAMILIES random reparam elbo logistic lattice)
+set(VARIATE_CUDA_FAMILIES random reparam elbo logistic lattice denoise)
 
 # The CPU kernels of the families for one instruction set: an object library of its own.
 function(variate_cpu_kernels isa families)

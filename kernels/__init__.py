@@ -2,6 +2,7 @@
 
 from .bound import importance_weighted_bound
 from .categorical import categorical_kl, categorical_kl_backward, categorical_nll, categorical_nll_backward
+from .denoise import denoise_step, denoise_step_counted
 from .diffusion import denoising_loss, denoising_loss_backward, noise_and_target
 from .elbo import (
     bernoulli_kl,
@@ -59,6 +60,8 @@ __all__ = [
     "categorical_kl_backward",
     "categorical_nll",
     "categorical_nll_backward",
+    "denoise_step",
+    "denoise_step_counted",
     "denoising_loss",
     "denoising_loss_backward",
     "discretized_logistic_mixture_nll",

@@ -105,16 +105,16 @@ def bernoulli_draw(word, p):
 
 
 @triton.jit
-def tile_words(seed, offset, sample, first_col, COLS: tl.constexpr):
+def tile_words(seed, offset, sample, first_col, COLS: tl.constexpr, step=0):
     """The words of a tile as four [ROWS, COLS / 4] tensors: element 4 i + j takes word j of block i."""
     block = first_col // 4 + tl.arange(0, COLS // 4)[None, :]
-    return noise_words(seed, offset, block, sample, 0)
+    return noise_words(seed, offset, block, sample, step)
 
 
 @triton.jit
-def tile_normals(seed, offset, sample, first_col, COLS: tl.constexpr):
+def tile_normals(seed, offset, sample, first_col, COLS: tl.constexpr, step=0):
     """The standard normals of a tile [ROWS, COLS]."""
-    w0, w1, w2, w3 = tile_words(seed, offset, sample, first_col, COLS)
+    w0, w1, w2, w3 = tile_words(seed, offset, sample, first_col, COLS, step)
     x0, x1 = normal_pair(w0, w1)
     x2, x3 = normal_pair(w2, w3)
     return interleave4(x0, x1, x2, x3)

@@ -51,6 +51,10 @@ class Interpreter:
     def filled(self, name: str, *args: Any) -> Any:
         return self._ask(name, args)[1]
 
+    def set(self, module: str, **constants: Any) -> None:
+        """Gives constants of kernels/<module>.py other values."""
+        self._ask("", (module, constants))
+
     def _ask(self, name: str, args: tuple[Any, ...]) -> Any:
         assert self._process.stdin is not None and self._process.stdout is not None
         pickle.dump((name, args), self._process.stdin)
@@ -74,7 +78,11 @@ def _serve() -> None:
         except EOFError:
             return
         try:
-            answer: Any = getattr(kernels, name)(*args), args
+            if not name:
+                vars(sys.modules[f"{kernels.__name__}.{args[0]}"]).update(args[1])
+                answer: Any = None, args
+            else:
+                answer = getattr(kernels, name)(*args), args
         except Exception as error:
             answer = RuntimeError(f"{name}: {error!r}")
         pickle.dump(answer, answers)

@@ -79,7 +79,11 @@ void check_tensors(Checks& checks, const Args& a) {
 extern "C" {
 
 VARIATE_API uint64_t variate_denoise_step_workspace(const Args* args) {
-  return args ? cpu::denoise_workspace(*args) : 0;
+  if (!args) return 0;
+#if defined(VARIATE_WITH_CUDA)
+  if (args->execution.device == VARIATE_CUDA) return cuda::denoise_step_workspace(*args);
+#endif
+  return cpu::denoise_workspace(*args);
 }
 
 VARIATE_API variate_status variate_denoise_step(const Args* args) {
@@ -97,6 +101,6 @@ VARIATE_API variate_status variate_denoise_step(const Args* args) {
     check_tensors(checks, a);
     if (a.execution.device == VARIATE_CPU && !checks.failed()) check_rows(checks, a);
   };
-  return run(__func__, args, check, no_elements, &cpu::Kernels::denoise_step, nullptr);
+  return run(__func__, args, check, no_elements, &cpu::Kernels::denoise_step, VARIATE_CUDA_KERNEL(denoise_step));
 }
 }

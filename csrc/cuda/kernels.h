@@ -38,4 +38,7 @@ variate_status ising_gibbs(const variate_ising_gibbs_args&);
 uint64_t ising_gibbs_workspace(const variate_ising_gibbs_args&);
 variate_status ising_measure(const variate_ising_measure_args&);
 
+variate_status denoise_step(const variate_denoise_step_args&);
+uint64_t denoise_step_workspace(const variate_denoise_step_args&);
+
 }  // namespace variate::cuda

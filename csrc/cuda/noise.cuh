@@ -20,7 +20,8 @@ struct Stream {
   variate_noise noise;
   math::Key key;
 
-  __device__ __forceinline__ explicit Stream(const variate_noise& noise) : noise(noise), key(load_key(noise, 0)) {}
+  __device__ __forceinline__ explicit Stream(const variate_noise& noise)
+      : noise(noise), key(noise.key ? load_key(noise, 0) : math::Key{}) {}
 
   __device__ __forceinline__ math::Key key_of(int64_t row) const {
     if constexpr (one_key) return key;
@@ -32,8 +33,8 @@ struct Stream {
     return static_cast<uint32_t>(noise.first_sample + row);
   }
 
-  __device__ __forceinline__ math::Words words(int64_t row, int64_t quad) const {
-    return math::noise_words(key_of(row), static_cast<uint64_t>(quad), sample_of(row));
+  __device__ __forceinline__ math::Words words(int64_t row, int64_t quad, uint32_t step = 0) const {
+    return math::noise_words(key_of(row), static_cast<uint64_t>(quad), sample_of(row), step);
   }
 };
 

@@ -172,9 +172,15 @@ STABLE_TORCH_LIBRARY_FRAGMENT(variate, library) {
       "Tensor? variance, int variance_kind, Tensor? drawn) -> (Tensor, Tensor, Tensor, Tensor, Tensor)");
 }
 
-STABLE_TORCH_LIBRARY_IMPL(variate, CPU, library) {
+template <class Library>
+static void implement(Library& library) {
   library.impl("denoise_step", TORCH_BOX(&denoise_step));
   library.impl("denoise_step_counted", TORCH_BOX(&denoise_step_counted));
 }
+
+STABLE_TORCH_LIBRARY_IMPL(variate, CPU, library) { implement(library); }
+#if defined(VARIATE_WITH_CUDA)
+STABLE_TORCH_LIBRARY_IMPL(variate, CUDA, library) { implement(library); }
+#endif
 
 }  // namespace variate::torch_ops

@@ -340,7 +340,7 @@ def _scale(guidance: float | Tensor | None, sample: Tensor) -> Tensor:
     return _checks.number("guidance", 1.0 if guidance is None else guidance, torch.float64, torch.device("cpu"))
 
 
-@_backend.register("denoise_step", cuda=False)
+@_backend.register("denoise_step")
 def _fake(
     sample: Tensor,
     output: Tensor,
@@ -359,7 +359,7 @@ def _fake(
     return results
 
 
-@_backend.register("denoise_step_counted", cuda=False)
+@_backend.register("denoise_step_counted")
 def _(counter: Tensor, sample: Tensor, *others: Any) -> tuple[Tensor, ...]:
     wanted = others[4]
     found = iter(_fake(sample, *others))
