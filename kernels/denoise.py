@@ -703,14 +703,12 @@ def _run(
         return outputs
 
     DTYPE = compute_dtype(sample)[1]
-    if guidance is not None and guidance.device == device:
-        guide = guidance
-    else:
-        guide = _bits(1.0 if guidance is None else float(guidance))  # of the host
+    of_host = guidance is None or guidance.device != device
+    guide = _bits(1.0 if guidance is None else float(guidance)) if of_host else guidance
     rescaled = rescale > 0 and unconditional is not None
     whole = cols <= (WHOLE // 4 if DTYPE == tl.float64 else WHOLE)
     factors = None
-    if rescaled and not whole:
+    if rescaled and unconditional is not None and not whole:
         factors = _factors(output, unconditional, guide, _bits(rescale), count, cols, DTYPE)
 
     inputs = (

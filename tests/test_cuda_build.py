@@ -22,7 +22,7 @@ pytestmark = [
 NO_INPUT = {("random", "fill_kernel")}
 # A thread is a pixel here, whose neighbour's values lie beside its own, or a word of spins.
 WITHOUT_QUADS = {"logistic", "lattice"}
-ONE_PER_ROW = {("random", "categorical_kernel"), ("elbo", "forward_kernel")}
+ONE_PER_ROW = {("random", "categorical_kernel"), ("elbo", "forward_kernel"), ("denoise", "moments_kernel")}
 
 
 class Kernel(NamedTuple):
