@@ -13,7 +13,7 @@ from ._paths import cmake_dir, include_dir, lib_dir
 
 torch.ops.load_library(f"{lib_dir()}/libvariate_torch.so")
 
-from . import data, distributions, functional, models, patch, random, reference  # noqa: E402
+from . import data, diffusion, distributions, functional, models, patch, random, reference  # noqa: E402
 from .functional import set_debug, use_backend  # noqa: E402
 
 __version__: str = build_info()["version"]
@@ -22,6 +22,7 @@ __all__ = [
     "build_info",
     "cmake_dir",
     "data",
+    "diffusion",
     "distributions",
     "functional",
     "include_dir",

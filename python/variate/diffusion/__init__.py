@@ -1,4 +1,4 @@
-"""Tables of coefficients for a diffusion model's samplers: noise levels, and a builder for each solver."""
+"""Sampling of diffusion models: schedules, noise levels, tables of coefficients for each solver, and the loop."""
 
 from __future__ import annotations
 
@@ -7,14 +7,21 @@ from .ancestral import ddim, ddpm, lcm
 from .euler import euler, euler_ancestral
 from .heun import edm, flow_euler, flow_heun, heun
 from .levels import Levels, to_epsilon, to_x0
+from .loop import sample
 from .multistep import dpm_solver_pp, dpm_solver_pp_singlestep, unipc
+from .schedules import FlowSchedule, NoiseSchedule, dynamic_shift
+from .solvers import SOLVERS, solver
 
 __all__ = [
+    "SOLVERS",
+    "FlowSchedule",
     "Levels",
+    "NoiseSchedule",
     "ddim",
     "ddpm",
     "dpm_solver_pp",
     "dpm_solver_pp_singlestep",
+    "dynamic_shift",
     "edm",
     "euler",
     "euler_ancestral",
@@ -22,6 +29,8 @@ __all__ = [
     "flow_heun",
     "heun",
     "lcm",
+    "sample",
+    "solver",
     "to_epsilon",
     "to_x0",
     "training",

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from .. import functional, random
+from .._progress import progress_bar
 from ..functional import _key
 from ..functional._checks import count as check_count
 from ._settings import new_setting, set_to
 from .likelihoods import Likelihood, likelihood_of
 
-__all__ = ["LatentVariableModel", "progress_bar"]
+__all__ = ["LatentVariableModel"]
 
 
 class LatentVariableModel(nn.Module):
@@ -175,20 +175,3 @@ class LatentVariableModel(nn.Module):
 def _watched(module: nn.Module) -> bool:
     hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
     return any(hooks)
-
-
-@contextmanager
-def progress_bar(total: int, what: str, wanted: bool) -> Iterator[Callable[[int], None]]:
-    """A progress bar, if it is wanted and can be shown: `advance(steps)`."""
-    try:
-        if not wanted:
-            raise ModuleNotFoundError
-        from rich.console import Console
-        from rich.progress import Progress
-    except ModuleNotFoundError:
-        yield lambda steps: None
-        return
-    console = Console(stderr=True)
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task(what, total=total)
-        yield lambda steps: progress.advance(task, steps)

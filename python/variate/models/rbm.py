@@ -14,10 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from .. import checkpoint, functional, random
+from .._progress import progress_bar
 from ..functional import LogPartition, _key, boltzmann, rbm_gibbs, tempering
 from ..functional._checks import count as check_count
 from ..reference.rbm import VISIBLE_KINDS
-from ._base import progress_bar
 from ._settings import count_on
 
 __all__ = ["DBM", "RBM"]
