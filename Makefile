@@ -9,7 +9,7 @@ SOURCES := CMakeLists.txt pyproject.toml $(shell find cmake csrc -type f 2>/dev/
 .PHONY: help demo test bench lint format clean gpu gpu-build gpu-test gpu-sanitize gpu-bench
 
 help:
-	@echo "make demo    train a VAE and a Boltzmann machine on real digits, stock and fused; write runs/demo/report.html"
+	@echo "make demo    train a VAE, a Boltzmann machine and a denoiser on real digits, stock and fused; write runs/demo/report.html"
 	@echo "make test    every test"
 	@echo "make bench   the benchmark suite against PyTorch; tables in docs/benchmarks.md"
 	@echo "make lint    ruff, mypy and clang-format; make format mends what they can"

@@ -10,7 +10,7 @@ import torch
 
 import variate
 from variate import checkpoint
-from variate.cli import demo, images, main, memory, report
+from variate.cli import chain, demo, diffusion, images, main, memory, report
 from variate.cli.digits import Digits
 from variate.cli.train import Settings
 
@@ -137,10 +137,50 @@ def test_boltzmann_machine_trains_and_resumes(tmp_path, capsys):
     assert (parts / "checkpoint.safetensors").read_bytes() == saved
 
 
+def test_diffusion_trains_resumes_and_samples(tmp_path, capsys, monkeypatch):
+    digits = diffusion._digits
+    monkeypatch.setattr(diffusion, "_digits", lambda *where: tuple(t[:100] for t in digits(*where)))
+    monkeypatch.setattr(diffusion, "_STEPS", 4)
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    command = ["train", "diffusion", "--batch-size", "50"]
+    for out, epochs in ((whole, ("2",)), (parts, ("1", "2"))):
+        for count in epochs:
+            assert main([*command, "--out", str(out), "--epochs", count]) == 0
+    text = capsys.readouterr().out
+    assert text.count("epoch   1 ") == 2 and "after epoch 1" in text  # not again after the resume
+    assert len(re.findall(r"epoch   2   train loss [\d.]+   validation loss [\d.]+", text)) == 2
+    a, b = (checkpoint.load(out / "checkpoint.safetensors") for out in (whole, parts))
+    assert a.metadata == b.metadata and a.tensors.keys() == b.tensors.keys()
+    assert all(torch.equal(a.tensors[name], b.tensors[name]) for name in a.tensors)
+    for name in ("samples.png", "denoising.png"):
+        assert (parts / name).read_bytes() == (whole / name).read_bytes()
+        assert (parts / name).read_bytes().startswith(PNG)
+    assert main([*command, "--out", str(parts), "--epochs", "3", "--prediction", "x0"]) == 1
+    assert "of another run (prediction 'v', here 'x0')" in capsys.readouterr().err
+    before = (parts / "samples.png").read_bytes()
+    sampled = ["sample", "diffusion", "--run", str(parts), "--count", "12", "--steps", "3"]
+    for more in ([], ["--scheduler", "ddim", "--label", "3", "--guidance", "2"]):
+        assert main([*sampled, *more]) == 0
+        assert (parts / "samples.png").read_bytes() != before
+        before = (parts / "samples.png").read_bytes()
+    for more, message in [
+        (["--steps", "2000"], "steps: expected at most 1000"),
+        (["--scheduler", "flow_euler"], "schedule: expected a FlowSchedule"),
+    ]:
+        assert main([*sampled, *more]) == 1
+        assert message in capsys.readouterr().err
+    assert main(["sample", "diffusion", "--run", str(tmp_path / "none")]) == 1
+    checkpoint.save(whole / "checkpoint.safetensors", {}, {"settings": {}})
+    assert main(["sample", "diffusion", "--run", str(whole)]) == 1
+    assert "is of another model" in capsys.readouterr().err
+
+
 def test_refuses_settings_that_exclude_each_other(tmp_path, capsys):
     for command, message in [
         ("rbm --beta 2", "--beta: rbm does not take it"),
         ("rbm --likelihood normal", "--likelihood: rbm does not take it"),
+        ("diffusion --beta 2", "--beta: diffusion does not take it"),
+        ("vae --prediction v", "--prediction: vae does not take it"),
         ("rbm --log-likelihood-samples 5", "--log-likelihood-samples: rbm does not take it"),
         ("vae --estimator dreg --beta 2", "beta: expected it to be left alone with estimator='dreg'"),
         ("vae --estimator vimco", "samples: expected at least 2"),
@@ -238,13 +278,15 @@ def test_refuses_lattices_that_are_not(tmp_path, capsys):
 def test_demo(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(demo, "measure", lambda name, threads: (100.0, 10.0))
     monkeypatch.setattr(demo, "_BETAS", 20)
+    monkeypatch.setattr(chain, "_REPEATS", 1)
     monkeypatch.setattr(demo, "_ELBO_TOLERANCE", 0.05)  # the demo's own is for models that have settled
     assert main(["demo", "--epochs", "2", "--out", str(tmp_path)]) == 0
     text = capsys.readouterr().out
     assert "stock PyTorch" in text and "variate" in text and "ms per step" in text and "fixed" in text
     assert "two layers" in text and "log p(x)" in text and "Boltzmann" in text
     page = (tmp_path / "report.html").read_text()
-    assert page.count("data:image/png;base64,") == 8 and page.count("<svg") == 1
+    assert "denoiser" in text and "samples after 100 steps" in text
+    assert page.count("data:image/png;base64,") == 10 and page.count("<svg") == 1
     assert not re.search(r"""(src|href)=["'](?!data:|#)""", page)  # nothing is fetched
     assert "<script" not in page
 
@@ -252,6 +294,7 @@ def test_demo(tmp_path, capsys, monkeypatch):
 def test_demo_fails_loudly(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(demo, "measure", lambda name, threads: (100.0, 10.0))
     monkeypatch.setattr(demo, "_BETAS", 20)
+    monkeypatch.setattr(chain, "_REPEATS", 1)
     monkeypatch.setattr(demo, "agreement", lambda seed: float("inf"))
     assert main(["demo", "--epochs", "1", "--out", str(tmp_path)]) == 1
     streams = capsys.readouterr()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 
+import torch
+
 
 class CommandError(Exception):
     """A command cannot go on; the message is for the user."""
@@ -42,3 +44,13 @@ def seed(text: str) -> int:
     if not 0 <= value < 2**63:
         raise argparse.ArgumentTypeError(f"expected 0 to 2^63 - 1, got {text}")
     return value
+
+
+def device_of(text: str) -> torch.device:
+    try:
+        device = torch.device(text)
+    except RuntimeError:
+        raise CommandError(f"--device: {text!r} is no device") from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise CommandError("--device: torch finds no CUDA device; try --device cpu")
+    return device

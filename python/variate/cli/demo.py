@@ -17,6 +17,8 @@ from ..checkpoint import write_whole
 from ..models import RBM, VAE, HierarchicalVAE
 from . import images, report
 from ._arguments import CommandError, positive_int, seed
+from .chain import DRAWN, Denoising, equal_losses, equal_samples, train_denoisers
+from .chain import STEPS as CHAIN_STEPS
 from .digits import BINARISATION, Digits, evaluate, log_likelihood
 from .info import versions
 from .ladder import train_ladder
@@ -27,6 +29,8 @@ from .sides import BATCH, Side, sides_of
 __all__ = ["add_command", "agreement"]
 
 _LOSS_TOLERANCE = 1e-5  # relative, over the first 50 losses with equal noise
+# Relative to the largest sample, of a chain of 100 steps with equal noise: each step's rounding is carried on.
+_SAMPLE_TOLERANCE = 1e-3
 _ELBO_TOLERANCE = 5e-3  # relative, of the final test ELBOs with each side's own noise
 # Trainings per side, from parameters and noise of their own. The final ELBO of one varies with its seed by about half
 # of the tolerance, so that single runs would exceed it by chance every so often; means of four hardly ever do.
@@ -51,7 +55,8 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
         help="train on real digits with stock PyTorch and with the fused ops, side by side",
         description="Train a variational autoencoder, 784-400-20, on the shipped MNIST digits twice: "
         "with stock PyTorch and with the fused ops. Print a table, write report.html, fail if they disagree. "
-        "Then train a ladder of two stochastic layers once, and a Boltzmann machine, 784-500, on both sides.",
+        "Then train a ladder of two stochastic layers once, and a Boltzmann machine, 784-500, and a denoiser, on both "
+        "sides.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     command.add_argument("--out", type=Path, default=Path("runs/demo"), metavar="DIR", help="where report.html goes")
@@ -106,6 +111,18 @@ def _run(args: argparse.Namespace) -> int:
     compared = _compared(runs[0]["fused"], ladder, seconds, test)
     machines = _sample(digits, args.epochs, args.seed, console)
     machine_table = _machine_table(machines, test)
+    grey = Digits(args.seed, kind="grey")
+    denoisers = _denoise(grey, args.epochs, args.seed, console)
+    checks += [
+        _check("equal noise", "the first 50 losses of a denoiser", equal_losses(grey, args.seed), _LOSS_TOLERANCE),
+        _check(
+            "equal noise",
+            f"samples after {CHAIN_STEPS} steps",
+            equal_samples(denoisers["fused"].model, args.seed),
+            _SAMPLE_TOLERANCE,
+        ),
+    ]
+    denoiser_table = _denoiser_table(denoisers, grey.fixed("test"))
     notes = [
         _TIME,
         _MEMORY,
@@ -124,12 +141,13 @@ def _run(args: argparse.Namespace) -> int:
         *_figures(runs[0], test),
         *_ladder_parts(compared, ladder, test),
         *_machine_parts(machine_table, machines, test),
+        *_denoiser_parts(denoiser_table, denoisers),
     ]
     parts += [report.heading("Versions"), report.table([], list(versions().items()))]
     page = report.page("A variational autoencoder, stock PyTorch and variate", lead, parts)
     write_whole(args.out / "report.html", page.encode())
 
-    for heading, lines in ((header, rows), compared, machine_table):
+    for heading, lines in ((header, rows), compared, machine_table, denoiser_table):
         table = require("rich.table").Table(*heading)
         for row in lines:
             table.add_row(*row)
@@ -178,6 +196,16 @@ def _sample(digits: Digits, epochs: int, seed: int, console: Any) -> dict[str, t
             progress.update(task, advance=1, description=text, refresh=True)
 
         return train_machines(digits, epochs, seed, advance)
+
+
+def _denoise(digits: Digits, epochs: int, seed: int, console: Any) -> dict[str, Denoising]:
+    with _progress("training denoisers", console) as progress:
+        task = progress.add_task("", total=epochs)
+
+        def advance(text: str) -> None:
+            progress.update(task, advance=1, description=text, refresh=True)
+
+        return train_denoisers(digits, epochs, seed, advance)
 
 
 def _progress(what: str, console: Any) -> Any:
@@ -272,6 +300,44 @@ def _machine_parts(
         ),
         _picture(0.5 + filters / (2 * filters.abs().max()), "Boltzmann machine: weights of hidden units"),
         _picture(samples, "Boltzmann machine: chains that started at test digits, 1000 steps on"),
+    ]
+
+
+@torch.no_grad()
+def _denoiser_table(sides: dict[str, Denoising], test: Tensor) -> tuple[list[str], list[list[str]]]:
+    ratios = [_ratio(getattr(sides["stock"], what), getattr(sides["fused"], what)) for what in ("training", "sampling")]
+    rows = [
+        [
+            _NAMES[name],
+            f"{1e3 * statistics.median(side.training):.2f}",
+            "1" if name == "stock" else ratios[0],
+            f"{1e6 * statistics.median(side.sampling):.0f}",
+            "1" if name == "stock" else ratios[1],
+            f"{side.model(2 * test.flatten(1) - 1, key=random.key(0)).item():.4f}",
+        ]
+        for name, side in sides.items()
+    ]
+    return ["denoiser", "ms per training step", "ratio", "us per sampling step", "ratio", "test loss"], rows
+
+
+def _denoiser_parts(table: tuple[list[str], list[list[str]]], sides: dict[str, Denoising]) -> list[str]:
+    chain: list[Tensor] = []
+    options: dict[str, Any] = {"clip": 1.0, "callback": lambda row, done: chain.append(done.denoised[:8])}
+    samples = sides["fused"].model.sample(96, "ddpm", CHAIN_STEPS, key=random.key(0), **options)
+    strip = torch.stack([*(chain[k * len(chain) // 11] for k in range(11)), samples[:8]], 1)
+    return [
+        report.heading("A diffusion model"),
+        report.table(*table),
+        report.paragraphs(
+            [
+                f"A perceptron of three residual layers of 256 units that predicts v on grey digits, batch {BATCH}, "
+                "fused Adam, from equal parameters with noise of each side's own; a sampling step is one of "
+                f"{CHAIN_STEPS} of ancestral sampling of {DRAWN} digits, the network included. A network this small "
+                "makes rough digits; python -m variate train diffusion has a U-Net, which makes better ones.",
+            ]
+        ),
+        _picture((samples.view(-1, 28, 28) + 1) / 2, "diffusion: samples"),
+        _picture((strip.reshape(-1, 28, 28) + 1) / 2, "diffusion: what the model takes the digit to be, step by step"),
     ]
 
 

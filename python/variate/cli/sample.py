@@ -1,4 +1,4 @@
-"""``python -m variate sample``: lattices at many temperatures beside the exact result."""
+"""``python -m variate sample``: lattices at many temperatures beside the exact result; or digits."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ from .. import random
 from .._optional import require
 from ..checkpoint import write_whole
 from ..models import Ising
-from ._arguments import CommandError, non_negative_int, positive_int, seed
+from ._arguments import CommandError, device_of, non_negative_int, positive_int, seed
+from .diffusion import add_sample_command
 
 __all__ = ["CRITICAL", "Curve", "add_command", "onsager_magnetisation", "sample_ising"]
 
@@ -41,14 +42,16 @@ class Curve:
 
 
 def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    command = commands.add_parser(
-        "sample",
-        help="sample a lattice at many temperatures",
+    chosen = commands.add_parser("sample", help="sample a lattice at many temperatures, or a trained diffusion model")
+    models = chosen.add_subparsers(title="models", metavar="MODEL", required=True)
+    add_sample_command(models)
+    command = models.add_parser(
+        "ising",
+        help="a lattice at many temperatures",
         description="Sample square Ising lattices at temperatures around the critical one, all in one call. Draw the "
         "magnetisation beside Onsager's and Yang's exact curve, and the lattice at three temperatures.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    command.add_argument("model", choices=["ising"])
     command.add_argument("--size", type=positive_int, default=512, help="sites along each side, an even number")
     command.add_argument("--temperatures", type=positive_int, default=29, help="how many, beside the three pictured")
     command.add_argument("--burn-in", type=non_negative_int, default=2000, help="sweeps before the first measurement")
@@ -104,12 +107,7 @@ def _run(args: argparse.Namespace) -> int:
         torch.set_num_threads(args.threads)
     if args.size % 2 or args.size < 2:
         raise CommandError(f"--size: expected an even number, as the lattice is periodic, got {args.size}")
-    try:
-        device = torch.device(args.device)
-    except RuntimeError:
-        raise CommandError(f"--device: {args.device!r} is no device") from None
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise CommandError("--device: torch finds no CUDA device; try --device cpu")
+    device = device_of(args.device)
     console = require("rich.console").Console(highlight=False, soft_wrap=True)
     bars = require("rich.progress")
     require("matplotlib.figure")  # rather now than after the sweeps

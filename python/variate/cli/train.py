@@ -19,8 +19,17 @@ from ..functional.bound import ESTIMATORS
 from ..models import VAE, HierarchicalVAE
 from ..models.likelihoods import LIKELIHOODS
 from . import images
-from ._arguments import CommandError, non_negative_float, non_negative_int, positive_float, positive_int, seed
+from ._arguments import (
+    CommandError,
+    device_of,
+    non_negative_float,
+    non_negative_int,
+    positive_float,
+    positive_int,
+    seed,
+)
 from .boltzmann import HIDDEN, RBMSettings, train_rbm
+from .diffusion import PREDICTIONS, DiffusionSettings, train_diffusion
 from .digits import BINARISATION, KINDS, Digits, evaluate, log_likelihood
 
 __all__ = ["Settings", "add_command", "train"]
@@ -55,9 +64,9 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     )
     command.add_argument(
         "model",
-        choices=[*_MODELS, "rbm"],
+        choices=[*_MODELS, "rbm", "diffusion"],
         help=f"vae: 784-400-20; hvae: two stochastic layers, 20 and 10; rbm: a Boltzmann machine 784-{HIDDEN}, by "
-        "persistent contrastive divergence",
+        "persistent contrastive divergence; diffusion: a small U-Net that is told the labels, on grey digits",
     )
     command.add_argument(
         "--out", type=Path, required=True, metavar="DIR", help="checkpoint, samples and reconstructions"
@@ -68,10 +77,17 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
         "--lr",
         type=positive_float,
         default=argparse.SUPPRESS,
-        help=f"learning rate: Adam's, {default.lr} if left out; rbm: SGD's, {RBMSettings().lr}",
+        help=f"learning rate: Adam's, {default.lr} if left out, or {DiffusionSettings().lr} for diffusion; rbm: SGD's, "
+        f"{RBMSettings().lr}",
     )
     command.add_argument("--seed", type=seed, default=default.seed, help="of parameters, order, binarisation and noise")
     command.add_argument("--likelihood", choices=list(LIKELIHOODS), default=default.likelihood, help="p(x | z)")
+    command.add_argument(
+        "--prediction",
+        choices=PREDICTIONS,
+        default=argparse.SUPPRESS,
+        help=f"diffusion: what the denoiser says, {DiffusionSettings().prediction} if left out",
+    )
     command.add_argument("--samples", type=positive_int, default=default.samples, help="vae: draws of z per digit")
     command.add_argument(
         "--estimator",
@@ -101,13 +117,15 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
 def _run(args: argparse.Namespace) -> int:
     if args.threads is not None:
         torch.set_num_threads(args.threads)
-    try:
-        device = torch.device(args.device)
-    except RuntimeError:
-        raise CommandError(f"--device: {args.device!r} is no device") from None
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise CommandError("--device: torch finds no CUDA device; try --device cpu")
+    device = device_of(args.device)
     given = vars(args)
+    if "prediction" in given and args.model != "diffusion":
+        raise CommandError(f"--prediction: {args.model} does not take it; leave it out")
+    if args.model == "diffusion":
+        _only_for_autoencoders(args)
+        own = {field.name: given[field.name] for field in fields(DiffusionSettings) if field.name in given}
+        train_diffusion(DiffusionSettings(**own), args.epochs, args.out, device)
+        return 0
     if args.model == "rbm":
         _only_for_autoencoders(args)
         own = {field.name: given[field.name] for field in fields(RBMSettings) if field.name in given}
@@ -123,7 +141,7 @@ def _only_for_autoencoders(args: argparse.Namespace) -> None:
     default = {name: getattr(Settings(), name) for name in names} | {"log_likelihood_samples": _SAMPLES}
     for name in default:
         if getattr(args, name) != default[name]:
-            raise CommandError(f"--{name.replace('_', '-')}: rbm does not take it; leave it out")
+            raise CommandError(f"--{name.replace('_', '-')}: {args.model} does not take it; leave it out")
 
 
 def _vae(settings: Settings) -> VAE:
