@@ -511,6 +511,34 @@ def test_save_load_and_from_config(name: str, tmp_path: Path) -> None:
     assert changed <= {"step", "add_noise", "get_velocity", "scale_noise"}
 
 
+def unet() -> Any:
+    return diffusers.UNet2DModel(
+        sample_size=8,
+        layers_per_block=1,
+        block_out_channels=(32, 32),
+        down_block_types=("DownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "UpBlock2D"),
+    )
+
+
+def test_a_pipeline_saves_what_diffusers_alone_loads(tmp_path: Path) -> None:
+    pipe = diffusers.DDPMPipeline(unet=unet(), scheduler=schedulers.DDPMScheduler(beta_start=0.002))
+    pipe.save_pretrained(tmp_path)
+    loaded = diffusers.DDPMPipeline.from_pretrained(tmp_path)
+    assert type(loaded.scheduler) is diffusers.DDPMScheduler and loaded.scheduler.config.beta_start == 0.002
+    given = schedulers.DDPMScheduler.from_config(loaded.scheduler.config)
+    pipe = diffusers.DDPMPipeline.from_pretrained(tmp_path, scheduler=given)
+    assert type(pipe.scheduler) is schedulers.DDPMScheduler
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_pickles_are_of_the_same_class(name: str) -> None:
+    scheduler = made(getattr(schedulers, name), {"beta_start": 0.002}, {})
+    for copied in (copy.copy(scheduler), copy.deepcopy(scheduler), pickle.loads(pickle.dumps(scheduler))):
+        assert type(copied) is type(scheduler) and copied.config == scheduler.config
+        assert torch.equal(copied.timesteps, scheduler.timesteps)
+
+
 def test_a_changed_configuration_is_seen() -> None:
     ours = made(schedulers.DDPMScheduler, {}, {})
     x, t = draw(1), ours.timesteps[6]
@@ -524,15 +552,9 @@ def test_a_changed_configuration_is_seen() -> None:
 
 
 def test_patched_pipelines_run_on_the_kernel() -> None:
-    unet = diffusers.UNet2DModel(
-        sample_size=8,
-        layers_per_block=1,
-        block_out_channels=(32, 32),
-        down_block_types=("DownBlock2D", "DownBlock2D"),
-        up_block_types=("UpBlock2D", "UpBlock2D"),
-    )
+    network = unet()
     for pipeline, scheduler in (("DDPMPipeline", "DDPMScheduler"), ("DDIMPipeline", "DDIMScheduler")):
-        pipe = getattr(diffusers, pipeline)(unet=unet, scheduler=getattr(diffusers, scheduler)())
+        pipe = getattr(diffusers, pipeline)(unet=network, scheduler=getattr(diffusers, scheduler)())
         pipe.set_progress_bar_config(disable=True)
 
         def run(pipe: Any = pipe) -> Tensor:

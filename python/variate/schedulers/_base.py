@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
@@ -155,6 +156,23 @@ class Fused:
 
     def _variate_make_plan(self) -> Plan:
         raise NotImplementedError
+
+    def __init_subclass__(cls, **arguments: Any) -> None:
+        # A pipeline saves the module of its scheduler's class: what it saves loads where variate is not installed.
+        if cls.__module__.startswith(__package__ + "."):
+            cls.__module__ = "diffusers"
+        super().__init_subclass__(**arguments)
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        cls = type(self)
+        if cls.__module__ == "diffusers":  # where pickle would find another class
+            return _blank, (cls.__name__,), self.__dict__
+        return super().__reduce_ex__(protocol)
+
+
+def _blank(name: str) -> Any:
+    cls = getattr(importlib.import_module(__package__), name)
+    return cls.__new__(cls)
 
 
 def plan_of(scheduler: Any) -> Plan:
