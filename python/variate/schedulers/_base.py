@@ -65,11 +65,13 @@ class Plan:
     Attributes:
         table: the rows of a step with default arguments.
         made: {what a step is given: table} of the others.
-        rows: {timestep: row} where a timestep chooses the row; None where the scheduler counts its steps.
+        rows: {timestep: row} where a timestep chooses the row; empty where the scheduler counts its steps.
+        by_value: whether row t is timestep t's, and not that of the timestep at position t.
         draws: whether diffusers draws noise at each row: those of its stream that "torch" must take.
     """
 
     __slots__ = (
+        "by_value",
         "config",
         "draws",
         "elsewhere",
@@ -91,10 +93,12 @@ class Plan:
         table: Table | None,
         rows: dict[Any, int] | None = None,
         draws: Sequence[bool] = (),
+        by_value: bool = False,
     ) -> None:
         self.timesteps, self.levels, self.config = scheduler.timesteps, levels, scheduler._internal_dict
         self.table: Any = table
-        self.rows = rows
+        self.rows: dict[Any, int] = {} if rows is None else rows
+        self.by_value = by_value
         self.draws = draws
         self.made: dict[Any, Table] = {}
         self.elsewhere: dict[Table, Table] = {}
@@ -150,6 +154,7 @@ class Fused:
 
     noise: str | None = None
     _variate_plan: Plan | None = None
+    _variate_bars: tuple[Tensor, Tensor] | None = None  # alphas_cumprod, and its copy where timesteps were last
     _variate_levels = "alphas_cumprod"  # the attribute that the levels are read from
     _variate_wide_noise = False  # whether diffusers draws it in the sample's dtype, where that is the wider one
     _variate_noise_dtype: torch.dtype | None = None  # the dtype that diffusers draws it in, whatever the sample's
@@ -194,35 +199,39 @@ def plan_of(scheduler: Any) -> Plan:
 def row_of_timestep(plan: Plan, timestep: Any) -> int | Tensor:
     """The row that a timestep chooses. A tensor on a GPU is not waited for: its row is a tensor too, and where it is
     outside the table the result is NaN."""
-    assert plan.rows is not None
     if isinstance(timestep, Tensor):
-        if timestep.dim() > 0 and timestep.numel() != 1:
-            return _look_up(plan, timestep)
-        if not timestep.is_cpu:
-            row = _position(plan.timesteps, timestep)
-            return row if row is not None and plan.rows.get(row) == row else _look_up(plan, timestep)
+        if not timestep.is_cpu or timestep.numel() != 1:
+            return _row_of_tensor(plan, timestep)
         timestep = timestep.item()
-    row = plan.rows.get(timestep)
+    row: int | None = plan.rows.get(timestep)
     if row is None:
         raise ValueError(_outside(plan, timestep))
     return row
 
 
+def _row_of_tensor(plan: Plan, timestep: Tensor) -> int | Tensor:
+    given = timestep.reshape(()) if timestep.numel() == 1 else timestep.reshape(-1)
+    if given.is_cpu:
+        rows = [plan.rows.get(t) for t in given.tolist()]
+        if None in rows:
+            raise ValueError(_outside(plan, given[rows.index(None)].item()))
+        return torch.tensor(rows)
+    if plan.by_value:
+        return given.to(torch.int64)
+    at = _position(plan.timesteps, given)
+    if at is not None:
+        return at
+    if plan.lookup is None or plan.lookup.device != given.device:
+        found = np.full(int(max(plan.rows)) + 2, -1)
+        found[[int(t) for t in plan.rows]] = list(plan.rows.values())
+        plan.lookup = torch.from_numpy(found).to(given.device)
+    return plan.lookup[given.to(torch.int64).clamp(-1, len(plan.lookup) - 1)]
+
+
 def _outside(plan: Plan, timestep: Any) -> str:
+    if plan.by_value:
+        return f"timestep: expected an integer from 0 to {len(plan.rows) - 1}, got {timestep}"
     return f"timestep: expected one of the scheduler's {len(plan.timesteps)} timesteps, got {timestep}"
-
-
-def _look_up(plan: Plan, timestep: Tensor) -> Tensor:
-    assert plan.rows is not None
-    if plan.lookup is None or plan.lookup.device != timestep.device:
-        rows = np.full(int(max(plan.rows)) + 2, -1)
-        rows[[int(t) for t in plan.rows]] = list(plan.rows.values())
-        plan.lookup = torch.from_numpy(rows).to(timestep.device)
-    at = timestep.reshape(-1) if timestep.dim() > 1 else timestep
-    found = plan.lookup[at.to(torch.int64).clamp(-1, len(plan.lookup) - 1)]
-    if found.is_cpu and bool((found < 0).any()):
-        raise ValueError(_outside(plan, timestep[found < 0].tolist()))
-    return found
 
 
 def _position(timesteps: Tensor, timestep: Tensor) -> int | None:
@@ -507,11 +516,16 @@ def velocity_by_alphas(scheduler: Any, sample: Tensor, noise: Tensor, timesteps:
 
 
 def _bars(scheduler: Any, timesteps: Tensor) -> Tensor:
+    """alphas_cumprod at each timestep, float64. Timesteps on a GPU are not waited for."""
     bar: Tensor = scheduler.alphas_cumprod
-    at = torch.as_tensor(timesteps, device=bar.device)
+    at = timesteps if isinstance(timesteps, Tensor) else torch.as_tensor(timesteps)
     if at.is_cpu and at.numel() and not 0 <= int(at.min()) <= int(at.max()) < len(bar):
         raise ValueError(f"timesteps: expected integers from 0 to {len(bar) - 1}, got {at.tolist()}")
-    return bar.double()[at.to(torch.int64)]
+    kept = scheduler._variate_bars
+    if kept is None or kept[0] is not bar or kept[1].device != at.device:
+        kept = scheduler._variate_bars = (bar, bar.to(at.device, torch.float64))
+    found: Tensor = kept[1][at.to(torch.int64)]
+    return found
 
 
 def add_noise_by_sigmas(scheduler: Any, original: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:

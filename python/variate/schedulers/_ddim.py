@@ -22,7 +22,7 @@ class DDIMScheduler(_base.Fused, scheduling_ddim.DDIMScheduler):  # type: ignore
             raise ValueError("timesteps: expected set_timesteps(n) before the first step")
         table = self._variate_table(0.0, False)
         # The timestep before t is t - T // n, whatever the next one is: each t has a row.
-        return _base.Plan(self, self.alphas_cumprod, table, {t: t for t in range(len(table))})
+        return _base.Plan(self, self.alphas_cumprod, table, {t: t for t in range(len(table))}, by_value=True)
 
     def _variate_table(self: Any, eta: float, use_clipped: bool) -> Table:
         config = self.config
