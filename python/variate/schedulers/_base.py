@@ -15,6 +15,7 @@ from torch import Tensor
 
 from .._table import Table
 from ..diffusion.levels import Array
+from ..diffusion.levels import table as table_of
 from ..functional import _backend, _gate, _key, denoise
 from ..functional.denoise import Denoised, denoise_step
 
@@ -154,7 +155,7 @@ class Fused:
 
     noise: str | None = None
     _variate_plan: Plan | None = None
-    _variate_bars: tuple[Tensor, Tensor] | None = None  # alphas_cumprod, and its copy where timesteps were last
+    _variate_forward: tuple[Tensor, Table, Table] | None = None  # alphas_cumprod; noise's table, and velocity's
     _variate_levels = "alphas_cumprod"  # the attribute that the levels are read from
     _variate_wide_noise = False  # whether diffusers draws it in the sample's dtype, where that is the wider one
     _variate_noise_dtype: torch.dtype | None = None  # the dtype that diffusers draws it in, whatever the sample's
@@ -171,7 +172,8 @@ class Fused:
     def __reduce_ex__(self, protocol: Any) -> Any:
         cls = type(self)
         if cls.__module__ == "diffusers":  # where pickle would find another class
-            return _blank, (cls.__name__,), self.__dict__
+            kept = {name: value for name, value in self.__dict__.items() if not name.startswith("_variate")}
+            return _blank, (cls.__name__,), kept
         return super().__reduce_ex__(protocol)
 
 
@@ -505,27 +507,47 @@ def refuse_integers(scheduler: Any, timestep: Any) -> None:
 
 def add_noise_by_alphas(scheduler: Any, original: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
     """sqrt(abar) x0 + sqrt(1 - abar) noise."""
-    bar = _bars(scheduler, timesteps)
-    return scaled(bar.sqrt(), original, (1 - bar).sqrt(), noise)
+    return _forward(scheduler, original, noise, timesteps, velocity=False)
 
 
 def velocity_by_alphas(scheduler: Any, sample: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
     """sqrt(abar) noise - sqrt(1 - abar) x0."""
-    bar = _bars(scheduler, timesteps)
-    return scaled(bar.sqrt(), noise, -(1 - bar).sqrt(), sample)
+    return _forward(scheduler, sample, noise, timesteps, velocity=True)
 
 
-def _bars(scheduler: Any, timesteps: Tensor) -> Tensor:
-    """alphas_cumprod at each timestep, float64. Timesteps on a GPU are not waited for."""
+def _forward(scheduler: Any, x0: Tensor, noise: Tensor, timesteps: Tensor, velocity: bool) -> Tensor:
+    """A row of a table for each sample. Timesteps on a GPU are not waited for: out of the table, the result is NaN."""
     bar: Tensor = scheduler.alphas_cumprod
-    at = timesteps if isinstance(timesteps, Tensor) else torch.as_tensor(timesteps)
-    if at.is_cpu and at.numel() and not 0 <= int(at.min()) <= int(at.max()) < len(bar):
-        raise ValueError(f"timesteps: expected integers from 0 to {len(bar) - 1}, got {at.tolist()}")
-    kept = scheduler._variate_bars
-    if kept is None or kept[0] is not bar or kept[1].device != at.device:
-        kept = scheduler._variate_bars = (bar, bar.to(at.device, torch.float64))
-    found: Tensor = kept[1][at.to(torch.int64)]
-    return found
+    kept = scheduler._variate_forward
+    if kept is None or kept[0] is not bar or kept[1].coefficients.device != x0.device:
+        alpha, sigma = np.sqrt(host(bar)), np.sqrt(1 - host(bar))
+        kept = scheduler._variate_forward = (
+            bar,
+            *(_pairs(*c).to(x0.device) for c in ((alpha, sigma), (-sigma, alpha))),
+        )
+    if noise.device != x0.device:
+        raise ValueError(f"noise: expected it on the device of the samples, {x0.device}, got {noise.device}")
+    rows = torch.as_tensor(timesteps).to(x0.device, torch.int64)
+    rows = rows.reshape(()) if rows.numel() == 1 or x0.dim() < 2 else rows.reshape(-1)
+    if noise.shape != x0.shape or noise.dtype != x0.dtype:
+        shape = torch.broadcast_shapes(noise.shape, x0.shape)
+        dtype = torch.promote_types(noise.dtype, x0.dtype)
+        x0, noise = x0.to(dtype).expand(shape), noise.to(dtype).expand(shape)
+    try:
+        return denoise_step(x0, noise, kept[2 if velocity else 1], rows).prev
+    except ValueError:
+        if rows.is_cpu and bool(((rows < 0) | (rows >= len(bar))).any()):
+            raise ValueError(f"timesteps: expected integers from 0 to {len(bar) - 1}, got {rows.tolist()}") from None
+        if rows.dim() > 0 and len(rows) != len(x0):
+            raise ValueError(
+                f"timesteps: expected one, or one for each of {len(x0)} samples, got {len(rows)}"
+            ) from None
+        raise
+
+
+def _pairs(of_x0: Array, of_noise: Array) -> Table:
+    columns: dict[str, Any] = {"prev_sample": of_x0, "prev_output": of_noise}
+    return table_of(np.arange(len(of_x0)), columns)
 
 
 def add_noise_by_sigmas(scheduler: Any, original: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
