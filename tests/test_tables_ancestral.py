@@ -12,7 +12,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from variate.diffusion import Levels, ddim, ddpm, euler, euler_ancestral, lcm, to_epsilon, to_x0
+from variate import functional
+from variate.diffusion import Levels, ddim, ddpm, euler, euler_ancestral, lcm, tcd, to_epsilon, to_x0
 from variate.reference import random
 from variate.reference.denoise import denoise_step
 
@@ -139,6 +140,24 @@ def test_lcm_denoises_and_adds_noise(prediction: str) -> None:
         torch.testing.assert_close(done.denoised, denoised, **CLOSE)
         expected = levels.alpha[row + 1] * denoised + levels.sigma[row + 1] * noise if row < 2 else denoised
         torch.testing.assert_close(done.prev, expected, **CLOSE)
+
+
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+def test_tcd_goes_down_and_up_again(prediction: str) -> None:
+    """Its noise is that of the process from the level between to the next: alpha x_s + sqrt(1 - alpha^2) n."""
+    bar = VP.alpha**2
+    between = np.append(0.4 + 0.6 * bar[1:-1], bar[-2])
+    table = tcd(VP, between, np.arange(12), prediction)
+    for row in range(12):
+        noise = torch.randn(SHAPE, dtype=torch.float64, generator=torch.manual_seed(row))
+        _, x0, eps, done = step_at(VP, table, row, prediction, noise)
+        x_s = math.sqrt(between[row]) * x0 + math.sqrt(1 - between[row]) * eps
+        forward = bar[row + 1] / between[row]
+        expected = math.sqrt(forward) * x_s + math.sqrt(1 - forward) * noise if row < 11 else x_s
+        torch.testing.assert_close(done.prev, expected, **CLOSE)
+        torch.testing.assert_close(done.denoised, x0, **CLOSE)
+    straight, other = tcd(VP, bar[1:], np.arange(12), prediction), ddim(VP, np.arange(12), prediction)
+    torch.testing.assert_close(straight.coefficients, other.coefficients, **CLOSE)
 
 
 @pytest.mark.parametrize("prediction", PREDICTIONS)
@@ -270,7 +289,7 @@ def sampled(levels: Levels, table, model: Callable[[Tensor, float, float], Tenso
     found = []
     for row in range(len(table)):
         output = model(x, levels.alpha[row], levels.sigma[row])
-        x = denoise_step(x, output, table, row, key=torch.tensor([seed, 7]), first_step=row + 1).prev
+        x = functional.denoise_step(x, output, table, row, key=torch.tensor([seed, 7]), first_step=row).prev
         if row + 1 in (len(table) * 2 // 3, len(table)):
             found.append(distance(x, levels.alpha[row + 1], levels.sigma[row + 1]))
     return found
@@ -318,6 +337,10 @@ def test_bad_input_is_named() -> None:
         ddim(VP, np.arange(12), "noise")
     with pytest.raises(ValueError, match="variance_type: expected one of fixed_small"):
         ddpm(VP, np.arange(12), variance_type="large")
+    with pytest.raises(ValueError, match="between: expected levels that are no noisier"):
+        tcd(VP, VP.alpha[:-1] ** 2, np.arange(12))
+    with pytest.raises(ValueError, match=r"between: expected shape \(12,\)"):
+        tcd(VP, VP.alpha**2, np.arange(12))
     with pytest.raises(ValueError, match="eta: expected a number from 0 to 1"):
         ddim(VP, np.arange(12), eta=1.5)
     with pytest.raises(ValueError, match="timesteps: expected 12"):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from . import training
-from .ancestral import ddim, ddpm, lcm
+from .ancestral import ddim, ddpm, lcm, tcd
 from .euler import euler, euler_ancestral
 from .heun import edm, flow_euler, flow_heun, heun
 from .levels import Levels, to_epsilon, to_x0
@@ -31,6 +31,7 @@ __all__ = [
     "lcm",
     "sample",
     "solver",
+    "tcd",
     "to_epsilon",
     "to_x0",
     "training",

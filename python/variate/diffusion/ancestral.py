@@ -1,4 +1,4 @@
-"""Samplers of a variance preserving process that go from level to level by its posterior: DDPM, DDIM, LCM."""
+"""Samplers of a variance preserving process that go from level to level by its posterior: DDPM, DDIM, LCM, TCD."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from numpy.typing import ArrayLike
 from .._table import Table
 from .levels import Array, Levels, table, to_epsilon, to_x0
 
-__all__ = ["ddim", "ddpm", "lcm"]
+__all__ = ["ddim", "ddpm", "lcm", "tcd"]
 
 _FIXED = ("fixed_small", "fixed_small_log", "fixed_large", "fixed_large_log")
 _LEARNED = ("learned", "learned_range")
@@ -199,6 +199,63 @@ def lcm(
             "prev_noise": sigma_next,
             "denoised_sample": skip,
             "denoised_x0": out,
+            "next_scale": 1,
+        },
+        clip=clip,
+        quantile=quantile,
+    )
+
+
+def tcd(
+    levels: Levels,
+    between: ArrayLike,
+    timesteps: ArrayLike,
+    prediction: str = "epsilon",
+    *,
+    clip: float | None = None,
+    quantile: float | None = None,
+) -> Table:
+    """Trajectory consistency sampling: down the trajectory to a level between, and up again by noise,
+
+        x_s = alpha_s x0 + sigma_s eps,    x' = (alpha' / alpha_s) x_s + sqrt(1 - (alpha' / alpha_s)^2) n
+
+    with eps and x0 what the model says. Where the level between is the next one, this is :func:`ddim` without noise;
+    where it is sigma 0, a consistency model's step. The last step adds no noise.
+
+    Args:
+        levels: variance preserving.
+        between: [N], alpha_s^2 of each step, at least the next level's.
+        timesteps: [N], what the model is told.
+        prediction: what the model says, see :func:`to_x0`.
+        clip, quantile: see :class:`Table`.
+
+    Raises:
+        ValueError: an unknown prediction, timesteps or levels between that are not one for each step, a level between
+            that is noisier than the next.
+
+    Source: Zheng et al. 2024, algorithm 4.
+    """
+    (alpha, sigma), alpha_next = levels.now, levels.then[0].copy()
+    bar = np.asarray(between, dtype=np.float64)
+    if bar.shape != alpha.shape:
+        raise ValueError(f"between: expected shape {alpha.shape}, a level for each step, got {bar.shape}")
+    alpha_s, sigma_s = np.sqrt(bar), np.sqrt(1 - bar)
+    alpha_next[-1] = alpha_s[-1]
+    if np.any(alpha_next > alpha_s):
+        raise ValueError("between: expected levels that are no noisier than the next ones")
+    x0_sample, x0_output = to_x0(prediction, alpha, sigma)
+    epsilon_sample, epsilon_output = to_epsilon(prediction, alpha, sigma)
+    kept = alpha_next / alpha_s
+    return table(
+        timesteps,
+        {
+            "x0_sample": x0_sample,
+            "x0_output": x0_output,
+            "prev_sample": kept * sigma_s * epsilon_sample,
+            "prev_output": kept * sigma_s * epsilon_output,
+            "prev_x0": alpha_next,
+            "prev_noise": np.sqrt(1 - kept**2),
+            "denoised_x0": 1,
             "next_scale": 1,
         },
         clip=clip,
