@@ -374,6 +374,7 @@ def single(
     """(prev, denoised) of :func:`run`, by a short way through the common case."""
     if (
         sample.is_cpu
+        and model_output.is_cpu  # of a CPU tensor and a meta tensor the dispatcher makes nothing, without an error
         and type(row) is int
         and table.quantile is None
         and not (torch.is_grad_enabled() and (sample.requires_grad or model_output.requires_grad))
