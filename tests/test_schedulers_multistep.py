@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
+import variate
 from variate import schedulers
 
 diffusers = pytest.importorskip("diffusers")
@@ -438,3 +439,45 @@ def test_a_table_of_sigmas_that_the_host_does_not_read(stochastic: bool) -> None
     device = _flow._on_device(sigmas[:-1].double(), sigmas[1:].double(), stochastic)
     torch.testing.assert_close(device.coefficients, host.coefficients, rtol=1e-12, atol=1e-12)
     assert all(mine & other == other for mine, other in zip(device.masks, host.masks, strict=True))
+
+
+@pytest.mark.parametrize("patched", [False, True])
+def test_what_takes_diffusers_own_path(patched: bool) -> None:
+    """A predictor of the user's in UniPC, and churn in flow matching's Heun: the same numbers, as a subclass and under
+    the patch, and the kernel's path again after it."""
+
+    def unipc(module: Any) -> list[Tensor]:
+        scheduler = module.UniPCMultistepScheduler(solver_p=module.DPMSolverMultistepScheduler())
+        scheduler.set_timesteps(6)
+        return [scheduler.step(draw(k), t, draw(k + 9)).prev_sample for k, t in enumerate(scheduler.timesteps)]
+
+    def churned(module: Any) -> list[Tensor]:
+        scheduler = module.FlowMatchHeunDiscreteScheduler()
+        scheduler.set_timesteps(4)
+        results = []
+        for k, t in enumerate(scheduler.timesteps):
+            churn = {"s_churn": 2.0 if k < 2 else 0.0, "generator": torch.Generator().manual_seed(k)}
+            results.append(scheduler.step(draw(k), t, draw(k + 9), **churn).prev_sample)
+        return results
+
+    for run in (unipc, churned):
+        want = run(diffusers)
+        if patched:
+            with variate.patch.diffusers():
+                got = run(diffusers)
+        else:
+            got = run(schedulers)
+        for a, b in zip(got, want, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)  # diffusers' float32 coefficients
+    assert torch.equal(run(diffusers)[-1], want[-1])
+
+
+@pytest.mark.parametrize("config", [{}, {"thresholding": True, "sample_max_value": 2.0}])
+@pytest.mark.parametrize("name", [DPM, UNIPC, SINGLE])
+def test_a_step_depends_on_its_sample_alone(name: str, config: Config) -> None:
+    """Bits: in a batch of four, and alone."""
+    batch, alone = (made(getattr(schedulers, name), config, {}) for _ in range(2))
+    for row, t in enumerate(batch.timesteps):
+        output, sample = draw(row), draw(row + 9)
+        whole = batch.step(output, t, sample).prev_sample
+        assert torch.equal(whole[2:3], alone.step(output[2:3], t, sample[2:3]).prev_sample)

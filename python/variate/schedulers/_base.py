@@ -454,7 +454,7 @@ def clip_of(config: Any) -> dict[str, Any]:
     if config.get("thresholding", False):
         return {
             "clip": float(config["sample_max_value"]),
-            "quantile": max(float(config["dynamic_thresholding_ratio"]), 1e-12),
+            "quantile": max(float(config["dynamic_thresholding_ratio"]), 1e-12),  # 0 would be no threshold
         }
     if config.get("clip_sample", False):
         return {"clip": float(config["clip_sample_range"]), "quantile": None}

@@ -15,6 +15,8 @@ from ..diffusion.heun import flow_euler, two_stages
 from ..diffusion.levels import Levels
 from . import _base, _chain
 
+# taken now: patch.diffusers puts ours into the class, where super() would not find it
+_their_heun_step = scheduling_flow_match_heun_discrete.FlowMatchHeunDiscreteScheduler.step
 _INF = float("inf")
 
 
@@ -121,8 +123,8 @@ class FlowMatchHeunDiscreteScheduler(  # type: ignore[misc]
         return_dict: bool = True,
     ) -> Any:
         if s_churn > 0:
-            return super().step(
-                model_output, timestep, sample, s_churn, s_tmin, s_tmax, s_noise, generator, return_dict
+            return _their_heun_step(
+                self, model_output, timestep, sample, s_churn, s_tmin, s_tmax, s_noise, generator, return_dict
             )
         _refuse_integers(timestep)
         plan: Any = _base.plan_of(self)

@@ -17,6 +17,8 @@ from ..diffusion.levels import Levels
 from ..diffusion.multistep import dpm_solver_pp, dpm_solver_pp_singlestep, unipc
 from . import _base, _chain
 
+# taken now: patch.diffusers puts ours into the class, where super() would not find it
+_their_unipc_step = scheduling_unipc_multistep.UniPCMultistepScheduler.step
 _SAVED_AND_STATE = _chain.SAVED | _chain.STATE
 
 
@@ -192,7 +194,7 @@ class UniPCMultistepScheduler(_base.Fused, scheduling_unipc_multistep.UniPCMulti
 
     def step(self: Any, model_output: Tensor, timestep: Any, sample: Tensor, return_dict: bool = True) -> Any:
         if self.solver_p:
-            return super().step(model_output, timestep, sample, return_dict)
+            return _their_unipc_step(self, model_output, timestep, sample, return_dict)
         plan: Any = _base.plan_of(self)
         steps = plan.steps
         k = self._step_index
