@@ -14,12 +14,14 @@ from torch import Tensor
 from variate._table import Table
 from variate.diffusion import (
     Levels,
+    deis,
     dpm_solver_pp,
     dpm_solver_pp_singlestep,
     edm,
     flow_euler,
     flow_heun,
     heun,
+    lms,
     unipc,
 )
 from variate.reference.denoise import denoise_step
@@ -359,6 +361,39 @@ def test_flow_matching(prediction: str) -> None:
     close(found, x)
 
 
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+def test_lms_and_deis(prediction: str) -> None:
+    """The interpolating polynomials of epsilon, integrated by quadrature."""
+    for levels, build, order in ((exploding(8), lms, 4), (vp(8), deis, 3)):
+        alpha, sigma = levels.alpha, levels.sigma
+        ratio = sigma / alpha
+        at = ratio if build is lms else np.log(ratio)
+        model, m = random_model(prediction, levels)
+        xs: list[Tensor] = []
+
+        def model_and_sample(x: Tensor, k: int) -> Tensor:
+            xs.append(x)  # noqa: B023
+            return model(x, k)  # noqa: B023
+
+        options: dict[str, Any] = {"order": order} if build is lms else {"order": order, "lower_order_final": False}
+        found = run(build(levels, np.arange(8), prediction, **options), start(), model_and_sample)
+        x = start()
+        for k in range(8):
+            eps = [(xs[j] - alpha[j] * m[j]) / sigma[j] for j in range(k + 1)][-order:]
+            nodes = at[: k + 1][-order:]
+            r = ratio[k] + (np.arange(20000) + 0.5) / 20000 * (ratio[k + 1] - ratio[k])
+            here = r if build is lms else np.log(r)
+            total = torch.zeros_like(x)
+            for i, said_then in enumerate(eps):
+                others = np.delete(nodes, i)
+                basis = np.prod([(here - o) / (nodes[i] - o) for o in others], axis=0) * np.ones_like(here)
+                total += basis.mean() * said_then
+            x = alpha[k + 1] / alpha[k] * x + alpha[k + 1] * (ratio[k + 1] - ratio[k]) * total
+        torch.testing.assert_close(found, x, rtol=1e-6, atol=1e-6)  # of the quadrature
+    with pytest.raises(ValueError, match="order must be 1 to 4, got 5"):
+        lms(exploding(4), np.arange(4), order=5)
+
+
 MEAN, SPREAD = 0.7, 0.6  # the data of the equation with a known solution
 
 
@@ -401,6 +436,14 @@ def _unipc(order: int, **options: Any) -> Callable[[Levels], Table]:
     return lambda levels: unipc(levels, np.arange(len(levels)), order=order, lower_order_final=False, **options)
 
 
+def _deis(order: int) -> Callable[[Levels], Table]:
+    return lambda levels: deis(levels, np.arange(len(levels)), order=order, lower_order_final=False)
+
+
+def _lms(order: int) -> Callable[[Levels], Table]:
+    return lambda levels: lms(levels, np.arange(len(levels)), order=order)
+
+
 CONVERGENCE = {
     **{f"dpm++ {p} {kind}": (_dpm(p, kind=kind), vp, p) for p in (1, 2, 3) for kind in ("midpoint", "heun")},
     **{f"dpm {p}": (_dpm(p, predict_x0=False), vp, p) for p in (1, 2, 3)},
@@ -409,6 +452,8 @@ CONVERGENCE = {
     **{f"dpm {p}s": (_single(p, predict_x0=False), vp, p) for p in (2, 3)},
     **{f"unipc {p} {kind}": (_unipc(p, kind=kind), vp, p + 1) for p in (1, 2) for kind in ("bh1", "bh2")},
     **{f"unipc 3 eps {kind}": (_unipc(3, kind=kind, predict_x0=False), vp, 4) for kind in ("bh1", "bh2")},
+    **{f"deis {p}": (_deis(p), vp, p) for p in (1, 2, 3)},
+    **{f"lms {p}": (_lms(p), exploding, min(p, 3)) for p in (1, 2, 3, 4)},  # its first steps hold the fourth back
     "heun": (lambda levels: heun(levels, np.arange(len(levels))), exploding, 2),
     "edm": (lambda levels: edm(levels, None, "epsilon"), exploding, 2),
     "edm euler": (lambda levels: edm(levels, None, "epsilon", second_order=False), exploding, 1),

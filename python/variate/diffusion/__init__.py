@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from .._table import COLUMNS, Table
 from . import training
+from .adams import deis, lms
 from .ancestral import ddim, ddpm, lcm, tcd
 from .euler import euler, euler_ancestral
 from .heun import edm, flow_euler, flow_heun, heun
@@ -13,12 +15,15 @@ from .schedules import FlowSchedule, NoiseSchedule, dynamic_shift
 from .solvers import SOLVERS, solver
 
 __all__ = [
+    "COLUMNS",
     "SOLVERS",
     "FlowSchedule",
     "Levels",
     "NoiseSchedule",
+    "Table",
     "ddim",
     "ddpm",
+    "deis",
     "dpm_solver_pp",
     "dpm_solver_pp_singlestep",
     "dynamic_shift",
@@ -29,6 +34,7 @@ __all__ = [
     "flow_heun",
     "heun",
     "lcm",
+    "lms",
     "sample",
     "solver",
     "tcd",

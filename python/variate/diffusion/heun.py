@@ -157,7 +157,7 @@ def flow_euler(
     _straight(levels)
     (_, sigma), (_, then) = levels.now, levels.then
     x0_sample, x0_output = to_x0(prediction, *levels.now)
-    v = _direction(levels, prediction, clip is not None or quantile is not None, straight=True)
+    v = direction(levels, prediction, clip is not None or quantile is not None, straight=True)
     rows = len(levels)
     if stochastic:
         prev = times(1 - then, term("x0", rows)) + times(then, term("noise", rows))
@@ -231,7 +231,7 @@ def two_stages(
     odd = k % 2 == 1
     # with churn the second row's level is where the first one's step ends, and its own step ends there too
     h = sigma[1:] - sigma[:-1]
-    d = _direction(levels, prediction, clip is not None or quantile is not None, straight)
+    d = direction(levels, prediction, clip is not None or quantile is not None, straight)
     first = term("sample", rows) + times(h, d)
     second = term("state", rows) + times(h[np.maximum(k - 1, 0)] / 2, d + term("history_0", rows))
     if noise is not None:
@@ -269,7 +269,7 @@ def _twice(levels: Levels, timesteps: ArrayLike) -> tuple[Levels, ArrayLike]:
     return Levels(levels.alpha[at], levels.sigma[at]), told[at[:-1]]
 
 
-def _direction(levels: Levels, prediction: str, clipped: bool, straight: bool) -> Array:
+def direction(levels: Levels, prediction: str, clipped: bool, straight: bool = False) -> Array:
     """(x - x0) / sigma: of the model's output where nothing is clipped, without the cancellation."""
     (alpha, sigma), rows = levels.now, len(levels)
     sample, output = term("sample", rows), term("output", rows)
