@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from .._table import Table
+from ..diffusion.levels import Levels
 from ..functional import _backend, _gate
 from ..functional.denoise import OUTPUTS
 from . import _base
@@ -33,6 +36,19 @@ class ChainPlan(_base.Plan):
         self.simple = table.quantile is None
         self.coefficients, self.clip = table.coefficients, table.clip or 0.0
         self.steps, self.at = len(scheduler.sigmas) - 1, at
+
+
+def table_of(build: Callable[..., Table], make: Callable[[Any], Levels], sigmas: Tensor, **options: Any) -> Table:
+    """The table of these levels: the one that was made before, where a schedule is set again."""
+    return _table(build, make, _base.host(sigmas).tobytes(), tuple(options.items()))
+
+
+@functools.lru_cache(maxsize=16)
+def _table(
+    build: Callable[..., Table], make: Callable[[Any], Levels], sigmas: bytes, options: tuple[Any, ...]
+) -> Table:
+    levels = make(np.frombuffer(sigmas))
+    return build(levels, np.full(len(levels), np.nan), **dict(options))
 
 
 def chained(

@@ -33,7 +33,7 @@ class FlowMatchEulerDiscreteScheduler(  # type: ignore[misc]
     _variate_noise_dtype = torch.float32
 
     def _variate_make_plan(self: Any) -> _chain.ChainPlan:
-        table = _euler(self.sigmas[:-1], self.sigmas[1:], self.config.stochastic_sampling)
+        table = _euler(self.sigmas, self.config.stochastic_sampling)
         return _chain.ChainPlan(self, table, self.sigmas.diff().unbind())
 
     def step(
@@ -106,8 +106,8 @@ class FlowMatchHeunDiscreteScheduler(  # type: ignore[misc]
     _variate_levels = "sigmas"
 
     def _variate_make_plan(self: Any) -> _chain.ChainPlan:
-        levels = Levels.flow(_base.host(self.sigmas))
-        table = two_stages(levels, _base.place_holders(self), "flow", straight=True, rows_by_order=True)
+        how = {"prediction": "flow", "straight": True, "rows_by_order": True}
+        table = _chain.table_of(two_stages, Levels.flow, self.sigmas, **how)
         return _chain.ChainPlan(self, table, self.sigmas.diff().unbind())
 
     def step(
@@ -147,11 +147,10 @@ class FlowMatchHeunDiscreteScheduler(  # type: ignore[misc]
         return _output_heun(prev) if return_dict else (prev,)
 
 
-def _euler(sigma: Tensor, then: Tensor, stochastic: bool) -> Table:
-    if not sigma.is_cpu:
-        return _on_device(sigma.double(), then.double(), stochastic)
-    levels = Levels.flow(_base.host(torch.cat([sigma, then[-1:]])))
-    return flow_euler(levels, np.full(len(sigma), np.nan), stochastic=stochastic)
+def _euler(sigmas: Tensor, stochastic: bool) -> Table:
+    if not sigmas.is_cpu:
+        return _on_device(sigmas[:-1].double(), sigmas[1:].double(), stochastic)
+    return _chain.table_of(flow_euler, Levels.flow, sigmas, stochastic=stochastic)
 
 
 def _on_device(sigma: Tensor, then: Tensor, stochastic: bool, sign: float = 1.0) -> Table:

@@ -23,10 +23,11 @@ class HeunDiscreteScheduler(_base.Fused, scheduling_heun_discrete.HeunDiscreteSc
     _variate_levels = "sigmas"
 
     def _variate_make_plan(self: Any) -> _chain.ChainPlan:
-        table = two_stages(
-            Levels.from_sigmas(_base.host(self.sigmas)),
-            _base.place_holders(self),
-            self.config.prediction_type,
+        table = _chain.table_of(
+            two_stages,
+            Levels.from_sigmas,
+            self.sigmas,
+            prediction=self.config.prediction_type,
             rows_by_order=True,
             **_base.clip_of(self.config),
         )

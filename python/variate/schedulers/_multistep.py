@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -37,10 +38,11 @@ class DPMSolverMultistepScheduler(  # type: ignore[misc]
     def _variate_make_plan(self: Any) -> _chain.ChainPlan:
         config = self.config
         order, kind = config.solver_order, config.algorithm_type
-        table = dpm_solver_pp(
-            levels_of(self),
-            _base.place_holders(self),
-            config.prediction_type,
+        table = _chain.table_of(
+            dpm_solver_pp,
+            _levels(self),
+            self.sigmas,
+            prediction=config.prediction_type,
             order=order,
             kind=config.solver_type,
             stochastic=kind.startswith("sde"),
@@ -118,10 +120,11 @@ class DPMSolverSinglestepScheduler(  # type: ignore[misc]
 
     def _variate_make_plan(self: Any) -> _chain.ChainPlan:
         config = self.config
-        table = dpm_solver_pp_singlestep(
-            levels_of(self),
-            _base.place_holders(self),
-            config.prediction_type,
+        table = _chain.table_of(
+            dpm_solver_pp_singlestep,
+            _levels(self),
+            self.sigmas,
+            prediction=config.prediction_type,
             order=config.solver_order,
             kind=config.solver_type,
             stochastic=config.algorithm_type.startswith("sde"),
@@ -178,10 +181,11 @@ class UniPCMultistepScheduler(_base.Fused, scheduling_unipc_multistep.UniPCMulti
         config = self.config
         order = config.solver_order
         clip = _base.clip_of(config) if self.predict_x0 else {}
-        table = unipc(
-            levels_of(self),
-            _base.place_holders(self),
-            config.prediction_type,
+        table = _chain.table_of(
+            unipc,
+            _levels(self),
+            self.sigmas,
+            prediction=config.prediction_type,
             order=order,
             kind=config.solver_type,
             predict_x0=self.predict_x0,
@@ -244,11 +248,10 @@ def _row(scheduler: Any, timestep: Any, steps: int) -> int:
     return _base.row_of_index(scheduler, timestep, steps)
 
 
-def levels_of(scheduler: Any) -> Levels:
+def _levels(scheduler: Any) -> Callable[[Any], Levels]:
     if scheduler.num_inference_steps is None:
         raise ValueError("timesteps: expected set_timesteps(n) before the first step, got none")
-    sigmas = _base.host(scheduler.sigmas)
-    return Levels.flow(sigmas) if scheduler.config.use_flow_sigmas else Levels.vp_from_sigmas(sigmas)
+    return Levels.flow if scheduler.config.use_flow_sigmas else Levels.vp_from_sigmas
 
 
 def _mean(scheduler: Any, model_output: Tensor, sample: Tensor) -> Tensor:
