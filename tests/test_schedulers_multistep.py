@@ -435,7 +435,7 @@ def test_a_table_of_sigmas_that_the_host_does_not_read(stochastic: bool) -> None
     from variate.schedulers import _flow
 
     sigmas = made(schedulers.FlowMatchEulerDiscreteScheduler, {"shift": 2.0}, {}).sigmas
-    host = _flow._euler(sigmas, stochastic)
+    host = _flow._euler(sigmas, stochastic).table
     device = _flow._on_device(sigmas[:-1].double(), sigmas[1:].double(), stochastic)
     torch.testing.assert_close(device.coefficients, host.coefficients, rtol=1e-12, atol=1e-12)
     assert all(mine & other == other for mine, other in zip(device.masks, host.masks, strict=True))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -19,6 +19,13 @@ from . import _base
 DENOISED, SAVED, STATE = OUTPUTS["denoised"], OUTPUTS["saved"], OUTPUTS["state"]
 
 
+class Made(NamedTuple):
+    """A table, and its copies on other devices."""
+
+    table: Table
+    elsewhere: dict[Table, Table]
+
+
 class ChainPlan(_base.Plan):
     """A plan of a scheduler that counts its steps and has one table.
 
@@ -30,25 +37,25 @@ class ChainPlan(_base.Plan):
 
     __slots__ = ("at", "clip", "coefficients", "simple", "steps", "stochastic")
 
-    def __init__(self, scheduler: Any, table: Table, at: Any = None) -> None:
+    def __init__(self, scheduler: Any, made: Made, at: Any = None) -> None:
+        table, elsewhere = made
         super().__init__(scheduler, scheduler.sigmas, table)
+        self.elsewhere = elsewhere
         self.stochastic = table.stochastic
         self.simple = table.quantile is None
         self.coefficients, self.clip = table.coefficients, table.clip or 0.0
         self.steps, self.at = len(scheduler.sigmas) - 1, at
 
 
-def table_of(build: Callable[..., Table], make: Callable[[Any], Levels], sigmas: Tensor, **options: Any) -> Table:
+def table_of(build: Callable[..., Table], make: Callable[[Any], Levels], sigmas: Tensor, **options: Any) -> Made:
     """The table of these levels: the one that was made before, where a schedule is set again."""
-    return _table(build, make, _base.host(sigmas).tobytes(), tuple(options.items()))
+    return _made(build, make, _base.host(sigmas).tobytes(), tuple(options.items()))
 
 
 @functools.lru_cache(maxsize=16)
-def _table(
-    build: Callable[..., Table], make: Callable[[Any], Levels], sigmas: bytes, options: tuple[Any, ...]
-) -> Table:
+def _made(build: Callable[..., Table], make: Callable[[Any], Levels], sigmas: bytes, options: tuple[Any, ...]) -> Made:
     levels = make(np.frombuffer(sigmas))
-    return build(levels, np.full(len(levels), np.nan), **dict(options))
+    return Made(build(levels, np.full(len(levels), np.nan), **dict(options)), {})
 
 
 def chained(

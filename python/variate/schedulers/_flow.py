@@ -33,8 +33,8 @@ class FlowMatchEulerDiscreteScheduler(  # type: ignore[misc]
     _variate_noise_dtype = torch.float32
 
     def _variate_make_plan(self: Any) -> _chain.ChainPlan:
-        table = _euler(self.sigmas, self.config.stochastic_sampling)
-        return _chain.ChainPlan(self, table, self.sigmas.diff().unbind())
+        made = _euler(self.sigmas, self.config.stochastic_sampling)
+        return _chain.ChainPlan(self, made, self.sigmas.diff().unbind())
 
     def step(
         self: Any,
@@ -107,8 +107,8 @@ class FlowMatchHeunDiscreteScheduler(  # type: ignore[misc]
 
     def _variate_make_plan(self: Any) -> _chain.ChainPlan:
         how = {"prediction": "flow", "straight": True, "rows_by_order": True}
-        table = _chain.table_of(two_stages, Levels.flow, self.sigmas, **how)
-        return _chain.ChainPlan(self, table, self.sigmas.diff().unbind())
+        made = _chain.table_of(two_stages, Levels.flow, self.sigmas, **how)
+        return _chain.ChainPlan(self, made, self.sigmas.diff().unbind())
 
     def step(
         self: Any,
@@ -147,9 +147,9 @@ class FlowMatchHeunDiscreteScheduler(  # type: ignore[misc]
         return _output_heun(prev) if return_dict else (prev,)
 
 
-def _euler(sigmas: Tensor, stochastic: bool) -> Table:
+def _euler(sigmas: Tensor, stochastic: bool) -> _chain.Made:
     if not sigmas.is_cpu:
-        return _on_device(sigmas[:-1].double(), sigmas[1:].double(), stochastic)
+        return _chain.Made(_on_device(sigmas[:-1].double(), sigmas[1:].double(), stochastic), {})
     return _chain.table_of(flow_euler, Levels.flow, sigmas, stochastic=stochastic)
 
 

@@ -23,7 +23,7 @@ class HeunDiscreteScheduler(_base.Fused, scheduling_heun_discrete.HeunDiscreteSc
     _variate_levels = "sigmas"
 
     def _variate_make_plan(self: Any) -> _chain.ChainPlan:
-        table = _chain.table_of(
+        made = _chain.table_of(
             two_stages,
             Levels.from_sigmas,
             self.sigmas,
@@ -31,7 +31,7 @@ class HeunDiscreteScheduler(_base.Fused, scheduling_heun_discrete.HeunDiscreteSc
             rows_by_order=True,
             **_base.clip_of(self.config),
         )
-        return _chain.ChainPlan(self, table, self.sigmas.diff().unbind())
+        return _chain.ChainPlan(self, made, self.sigmas.diff().unbind())
 
     def step(self: Any, model_output: Any, timestep: Any, sample: Any, return_dict: bool = True) -> Any:
         plan: Any = _base.plan_of(self)

@@ -30,6 +30,8 @@ class DPMSolverMultistepScheduler(  # type: ignore[misc]
 
     ``model_outputs``, ``lower_order_nums`` and ``step_index`` are as there. Steps of third order are diffusers' (see
     ``released`` of :func:`variate.diffusion.dpm_solver_pp`). A learned variance is split off whatever the channels.
+    Predictions are converted at the levels that the sigmas are of: v also at those of flow matching, flow also at
+    those that preserve variance, where diffusers has the formula of the other.
     """
 
     _variate_levels = "sigmas"
@@ -38,7 +40,7 @@ class DPMSolverMultistepScheduler(  # type: ignore[misc]
     def _variate_make_plan(self: Any) -> _chain.ChainPlan:
         config = self.config
         order, kind = config.solver_order, config.algorithm_type
-        table = _chain.table_of(
+        made = _chain.table_of(
             dpm_solver_pp,
             _levels(self),
             self.sigmas,
@@ -51,7 +53,7 @@ class DPMSolverMultistepScheduler(  # type: ignore[misc]
             rows_by_order=True,
             **_base.clip_of(config),
         )
-        plan = _chain.ChainPlan(self, table, [])
+        plan = _chain.ChainPlan(self, made, [])
         steps = plan.steps
         few = config.lower_order_final and steps < 15
         last = config.euler_at_final or few or config.final_sigmas_type == "zero"
@@ -120,7 +122,7 @@ class DPMSolverSinglestepScheduler(  # type: ignore[misc]
 
     def _variate_make_plan(self: Any) -> _chain.ChainPlan:
         config = self.config
-        table = _chain.table_of(
+        made = _chain.table_of(
             dpm_solver_pp_singlestep,
             _levels(self),
             self.sigmas,
@@ -133,7 +135,7 @@ class DPMSolverSinglestepScheduler(  # type: ignore[misc]
             rows_by_order=True,
             **_base.clip_of(config),
         )
-        return _chain.ChainPlan(self, table)
+        return _chain.ChainPlan(self, made)
 
     def step(
         self: Any, model_output: Tensor, timestep: Any, sample: Tensor, generator: Any = None, return_dict: bool = True
@@ -181,7 +183,7 @@ class UniPCMultistepScheduler(_base.Fused, scheduling_unipc_multistep.UniPCMulti
         config = self.config
         order = config.solver_order
         clip = _base.clip_of(config) if self.predict_x0 else {}
-        table = _chain.table_of(
+        made = _chain.table_of(
             unipc,
             _levels(self),
             self.sigmas,
@@ -194,7 +196,7 @@ class UniPCMultistepScheduler(_base.Fused, scheduling_unipc_multistep.UniPCMulti
         )
         steps = len(self.sigmas) - 1
         most = [min(order, steps - k) if config.lower_order_final else order for k in range(steps)]
-        return _chain.ChainPlan(self, table, most)
+        return _chain.ChainPlan(self, made, most)
 
     def step(self: Any, model_output: Tensor, timestep: Any, sample: Tensor, return_dict: bool = True) -> Any:
         if self.solver_p:
