@@ -610,6 +610,19 @@ def test_the_last_step_to_sigma_0_gives_x0(build: Any) -> None:
     assert nonzero == {"prev_x0"} and table.column("prev_x0")[-1] == 1 and row.isfinite().all()
 
 
+def test_any_process_takes_the_same_steps() -> None:
+    """A variance exploding process is a preserving one, of samples that are alpha times as large."""
+    levels = vp(9)
+    ratio = Levels.from_sigmas(levels.sigma / levels.alpha)
+    for build in (dpm_solver_pp, dpm_solver_pp_singlestep, unipc):
+        one, other = (build(each, np.arange(9), "epsilon", order=3) for each in (levels, ratio))
+        eps = [start(k) for k in range(9)]
+        x = run(one, start() * levels.alpha[0], lambda x, k: eps[k])  # noqa: B023
+        y = run(other, start(), lambda x, k: eps[k])  # noqa: B023
+        close(x, y * levels.alpha[-1])
+        assert one.first_scale == 1 and other.first_scale == ratio.sigma[0]
+
+
 def test_bad_input() -> None:
     levels = vp(4)
     for build in (dpm_solver_pp, dpm_solver_pp_singlestep, unipc):

@@ -43,7 +43,8 @@ def dpm_solver_pp(
     ``stochastic`` has c = 2 and the noise n, the reverse stochastic equation; else it is the probability flow.
 
     Args:
-        levels: the N + 1 noise levels. Where the last has sigma 0, the last step is of first order.
+        levels: the N + 1 noise levels, of any process; the model's input is the sample. Where the last has sigma 0, the
+            last step is of first order.
         timesteps: [N], what the model is told.
         prediction: "epsilon", "x0", "v" or "flow".
         order: 1, 2 or 3. The first steps have the order that the outputs so far allow.
@@ -337,6 +338,8 @@ class _Model:
         alpha, sigma = levels.now
         if not predict_x0 and np.any(alpha == 0):
             raise ValueError("levels: expected alpha > 0 with predict_x0=False, got alpha = 0")
+        exploding = bool(np.all(levels.alpha == 1))
+        self.first_scale = float(sigma[0]) if exploding else 1.0
         self.x0_sample, self.x0_output = to_x0(prediction, alpha, sigma)
         sample, output, x0 = (term(name, len(levels)) for name in ("sample", "output", "x0"))
         if predict_x0:
@@ -378,6 +381,7 @@ def _finish(
         keeps=keeps,
         clip=clip,
         quantile=quantile,
+        first_scale=said.first_scale,
     )
 
 
