@@ -36,6 +36,8 @@ def ema_update_(
     fma(w, p - a, a) for w < 1/2 and fma(-decay, p - a, p) else, torch.lerp's rule: a decay of 1 keeps a, one of 0 gives
     p, and an a that equals p stays. An element's bits depend on nothing else.
 
+    On a GPU, where the tensors are goes to the device at the first call with them: capture a later one in a graph.
+
     Source: Polyak and Juditsky 1992; of several profiles: Karras et al. 2024, "Analyzing and improving the training
     dynamics of diffusion models", section 3.
     """
