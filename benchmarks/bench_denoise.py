@@ -152,18 +152,16 @@ def scheduled(
 
 
 class Denoiser(nn.Module):
-    """Three layers for vectors, told the timestep as a sinusoidal embedding."""
+    """Three layers for vectors, with a learned vector for each timestep."""
 
-    def __init__(self, width: int = SMALL[1], hidden: int = 128) -> None:
+    def __init__(self, width: int = SMALL[1], hidden: int = 128, timesteps: int = 1000) -> None:
         super().__init__()
-        self.layers = nn.Sequential(nn.Linear(width + 16, hidden), nn.SiLU(), nn.Linear(hidden, hidden), nn.SiLU())
-        self.last = nn.Linear(hidden, width)
-        self.register_buffer("frequencies", torch.exp(torch.arange(8) * -0.9))
+        self.first, self.time = nn.Linear(width, hidden), nn.Embedding(timesteps, hidden)
+        self.rest = nn.Sequential(nn.SiLU(), nn.Linear(hidden, hidden), nn.SiLU(), nn.Linear(hidden, width))
 
     def forward(self, x: Tensor, timestep: Tensor) -> Tensor:
-        angle = timestep.reshape(-1, 1).float() * self.frequencies
-        told = torch.cat([angle.sin(), angle.cos()], -1).expand(len(x), 16)
-        return self.last(self.layers(torch.cat([x, told], -1)))
+        out: Tensor = self.rest(self.first(x) + self.time(timestep))
+        return out
 
 
 LOOP = 100
@@ -174,8 +172,8 @@ def loop_setup(device: torch.device) -> Sequence[Any]:
     return (Denoiser().to(device).eval(),)
 
 
-def our_loop(denoiser: Denoiser, start: Tensor | None = None, noise: bool = True) -> Tensor:
-    device = denoiser.frequencies.device
+def our_loop(denoiser: Denoiser) -> Tensor:
+    device = denoiser.first.weight.device
     return diffusion.sample(
         denoiser, SMALL, "ddpm", LOOP, schedule=diffusion.NoiseSchedule(), prediction="epsilon", clip=1.0, device=device
     )
@@ -191,7 +189,7 @@ class DiffusersLoop:
     def __call__(self, denoiser: Denoiser) -> Tensor:
         if self.scheduler is None:
             self.scheduler = self.module().DDPMScheduler()
-        device = denoiser.frequencies.device
+        device = denoiser.first.weight.device
         self.scheduler.set_timesteps(LOOP, device=device)
         x = torch.randn(SMALL, device=device)
         for timestep in self.scheduler.timesteps:
