@@ -426,6 +426,27 @@ def test_schedulers_of_ours_and_of_diffusers(name, key):
         sample(denoiser, (3, 4), ours, 0, **guided)
 
 
+@pytest.mark.parametrize("guidance", [None, 2.0])
+def test_a_scheduler_with_a_learned_variance(guidance, key):
+    diffusers = pytest.importorskip("diffusers")
+    denoiser, start = Denoiser(conditions=2), torch.randn(3, 4, generator=torch.Generator().manual_seed(0))
+    twice = lambda x, t, c: torch.cat([denoiser(x, t, c), torch.tanh(x)], 1)  # noqa: E731
+    told = {"condition": torch.ones(3, 2)}
+    told |= {} if guidance is None else {"unconditional": torch.zeros(3, 2), "guidance": guidance}
+    ours, theirs = (m.DDPMScheduler(variance_type="learned_range") for m in (variate.schedulers, diffusers))
+    ours.noise = "torch"
+    found = [
+        sample(twice, (3, 4), s, STEPS, start=start, generator=torch.Generator().manual_seed(1), **told)
+        for s in (ours, theirs)
+    ]
+    torch.testing.assert_close(*found, rtol=1e-4, atol=1e-4)  # each rounds in its own order
+    # diffusers' step of the first timestep adds no noise, and neither does the table's last row.
+    table = solver("ddpm", NoiseSchedule(), STEPS, variance_type="learned_range", clip=1.0)
+    ours.noise = None
+    by_table = sample(twice, (3, 4), table, key=key, **told)
+    torch.testing.assert_close(by_table, sample(twice, (3, 4), ours, STEPS, key=key, **told), rtol=1e-4, atol=1e-4)
+
+
 def test_a_scheduler_of_ours_is_its_table(key):
     pytest.importorskip("diffusers")
     denoiser = Denoiser()

@@ -231,6 +231,8 @@ class _Steps:
         if self.steps is not None:
             check_count("steps", self.steps, least=1)
             scheduler.set_timesteps(self.steps, device=x.device)
+        if hasattr(scheduler, "set_begin_index"):
+            scheduler.set_begin_index(0)  # else the first step of diffusers' own looks its timestep up
         if first_sample != 0:
             raise ValueError("first_sample: expected 0 with a scheduler; a name or a table takes it")
         own = {"generator": generator} if "generator" in inspect.signature(scheduler.step).parameters else {}
@@ -247,7 +249,7 @@ class _Steps:
                 inputs = scale(x, t).to(self.dtype)
                 inputs = torch.cat([inputs] * self.model.copies) if self.model.copies > 1 else inputs
                 m = self.model(inputs, t.to(x.device).expand(len(inputs)))
-                m = m if self.guidance is None else self._guided(m.to(x.dtype))
+                m = m if self.guidance is None else self._guided(m.to(x.dtype), x.shape[1])
                 done = scheduler.step(m, t, x, **own)
                 x = done.prev_sample.to(x.dtype)
                 if callback is not None:
@@ -255,13 +257,14 @@ class _Steps:
                 advance(1)
         return x
 
-    def _guided(self, both: Tensor) -> Tensor:
-        u, c = both.chunk(2)
+    def _guided(self, both: Tensor, channels: int) -> Tensor:
+        u, c = (half[:, :channels] for half in both.chunk(2))
+        variance = both.chunk(2)[1][:, channels:]  # where it is learnt
         m = u + self.guidance * (c - u)  # type: ignore[operator]
         if self.rescale:
             inner = tuple(range(1, m.dim()))
             m = m * (self.rescale * c.std(inner, keepdim=True) / m.std(inner, keepdim=True) + 1 - self.rescale)
-        return m
+        return torch.cat([m, variance], 1) if variance.shape[1] else m
 
 
 def _give_key(scheduler: Any, key: Tensor) -> None:

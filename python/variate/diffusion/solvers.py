@@ -46,7 +46,7 @@ class Solver:
 SOLVERS: dict[str, Solver] = {
     "ddpm": Solver(ddpm, "steps", "leading"),
     "ddim": Solver(ddim, "steps", "leading"),
-    "lcm": Solver(lcm, "steps", "leading"),
+    "lcm": Solver(lcm, "steps", "trailing"),
     "euler": Solver(euler, "sigmas"),
     "euler_ancestral": Solver(euler_ancestral, "sigmas"),
     "heun": Solver(heun, "sigmas"),
