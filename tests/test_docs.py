@@ -13,7 +13,10 @@ import variate
 PAGE = (Path(__file__).resolve().parent.parent / "docs" / "functions.md").read_text()
 
 
-@pytest.mark.parametrize("module", [variate.random, variate.functional, variate.models], ids=lambda m: m.__name__)
+MODULES = [variate.random, variate.functional, variate.models, variate.diffusion, variate.diffusion.training]
+
+
+@pytest.mark.parametrize("module", MODULES, ids=lambda m: m.__name__)
 def test_every_public_name_is_on_the_page(module):
     names = [name for name in module.__all__ if not inspect.ismodule(getattr(module, name))]
     assert names and [name for name in names if not re.search(rf"\b{name}\b", PAGE)] == []

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from .._table import Table
+from .adams import deis, lms
 from .ancestral import ddim, ddpm, lcm
 from .euler import euler, euler_ancestral
 from .heun import edm, flow_euler, flow_heun, heun
@@ -58,6 +59,8 @@ SOLVERS: dict[str, Solver] = {
     "dpmpp_2s": Solver(dpm_solver_pp_singlestep, "scaled", options={"order": 2}),
     "dpmpp_3s": Solver(dpm_solver_pp_singlestep, "scaled", options={"order": 3}),
     "unipc": Solver(unipc, "scaled", options={"order": 2}),
+    "deis": Solver(deis, "scaled"),
+    "lms": Solver(lms, "sigmas"),
     "flow_euler": Solver(flow_euler, "flow"),
     "flow_heun": Solver(flow_heun, "flow"),
 }
@@ -81,9 +84,9 @@ def solver(
 
     Args:
         name: of "ddpm", "ddim", "lcm", "euler", "euler_ancestral", "heun", "edm", "dpmpp_1", "dpmpp_2m", "dpmpp_3m",
-            "dpmpp_2m_sde", "dpmpp_2s", "dpmpp_3s", "unipc", "flow_euler", "flow_heun".
-        schedule: a ``NoiseSchedule``; or a ``FlowSchedule``, for "flow_*", "dpmpp_*" and "unipc". The default one where
-            it is left out.
+            "dpmpp_2m_sde", "dpmpp_2s", "dpmpp_3s", "unipc", "deis", "lms", "flow_euler", "flow_heun".
+        schedule: a ``NoiseSchedule``; or a ``FlowSchedule``, for "flow_*", "dpmpp_*", "unipc" and "deis". The default
+            one where it is left out.
         steps: of the process; a solver that asks the model twice in a step has two rows for it. All of the schedule's
             where it is left out.
         prediction: what the model says: "epsilon", "x0", "v" or "flow"; left out "epsilon", or "flow" with a
