@@ -464,7 +464,7 @@ def _mixture(x, alpha, sigma, means, spread):
 
 
 @pytest.mark.parametrize(
-    "name", ["ddpm", "ddim", "euler_ancestral", "dpmpp_2m", "dpmpp_2m_sde", "unipc", "heun", "lcm"]
+    "name", ["ddpm", "ddim", "euler_ancestral", "dpmpp_2m", "dpmpp_2m_sde", "unipc", "heun", "deis", "lms", "lcm"]
 )
 def test_samples_of_a_known_mixture(name, key):
     schedule = NoiseSchedule()
