@@ -1,116 +1,15 @@
-#include <variate/math/elementary.hpp>
+#include "denoise.cuh"
 
+#include "denoise_moments.cuh"
 #include "denoise_select.cuh"
 #include "kernels.h"
 #include "noise.cuh"
-#include "rows.cuh"
 
 namespace variate::cuda {
 
 namespace {
 
 using Args = variate_denoise_step_args;
-
-// Which row of the table an element is of: one for all; one for each four columns; or one for each.
-enum class Rows { one, quads, any };
-
-template <class M>
-__device__ __forceinline__ M each(M c, int) {
-  return c;
-}
-template <class M>
-__device__ __forceinline__ M each(const Quad<M>& c, int i) {
-  return c.x[i];
-}
-template <class M>
-__device__ __forceinline__ bool reads(M c) {
-  return c != M(0);
-}
-template <class M>
-__device__ __forceinline__ bool reads(const Quad<M>& c) {
-  return reads(c.x[0]) || reads(c.x[1]) || reads(c.x[2]) || reads(c.x[3]);
-}
-
-// The table of a call, and how its rows are found.
-struct Table {
-  const double* coefficients;
-  int64_t size;
-  int64_t row;
-  variate_tensor rows;
-  int64_t part;  // columns that share a row
-
-  explicit Table(const Args& a)
-      : coefficients(a.coefficients),
-        size(a.table_size),
-        row(a.row),
-        rows(a.table_rows),
-        part(a.table_rows.data ? a.cols / a.table_row_tokens : a.cols) {}
-
-  // nullptr outside the table.
-  __device__ __forceinline__ const double* find(int64_t sample, int64_t col) const {
-    int64_t at = row;
-    if (rows.data) {
-      at = __ldg(static_cast<const int64_t*>(rows.data) + sample * rows.row_stride + col / part * rows.col_stride);
-    }
-    return at >= 0 && at < size ? coefficients + at * VARIATE_DENOISE_COLUMNS : nullptr;
-  }
-
-  template <class M>
-  static __device__ __forceinline__ M load(const double* row, int column) {
-    return row ? static_cast<M>(__ldg(row + column)) : static_cast<M>(__int_as_float(0x7fc00000));
-  }
-};
-
-// The coefficients of a quad.
-template <class M, Rows kind>
-struct Coefficients;
-
-template <class M>
-struct Coefficients<M, Rows::one> {
-  const M* shared;
-  __device__ __forceinline__ Coefficients(const Table&, const M* shared, int64_t, int64_t, int) : shared(shared) {}
-  __device__ __forceinline__ M operator[](int column) const { return shared[column]; }
-};
-
-template <class M>
-struct Coefficients<M, Rows::quads> {
-  const double* row;
-  __device__ __forceinline__ Coefficients(const Table& table, const M*, int64_t sample, int64_t quad, int)
-      : row(table.find(sample, 4 * quad)) {}
-  __device__ __forceinline__ M operator[](int column) const { return Table::load<M>(row, column); }
-};
-
-template <class M>
-struct Coefficients<M, Rows::any> {
-  const double* row[4];
-  __device__ __forceinline__ Coefficients(const Table& table, const M*, int64_t sample, int64_t quad, int count) {
-#pragma unroll
-    for (int i = 0; i < 4; ++i) row[i] = table.find(sample, 4 * quad + (i < count ? i : 0));
-  }
-  __device__ __forceinline__ Quad<M> operator[](int column) const {
-    Quad<M> c;
-#pragma unroll
-    for (int i = 0; i < 4; ++i) c.x[i] = Table::load<M>(row[i], column);
-    return c;
-  }
-};
-
-// sum + c x, rounded once; nothing where c is 0.
-template <class M, class C>
-__device__ __forceinline__ void add(Quad<M>& sum, const C& c, const Quad<M>& x) {
-#pragma unroll
-  for (int i = 0; i < 4; ++i) {
-    const M k = each(c, i);
-    if (k != M(0)) sum.x[i] = math::fma(k, x.x[i], sum.x[i]);
-  }
-}
-
-// NaN passes through.
-template <class M>
-__device__ __forceinline__ M clamp_to(M x, M bound) {
-  x = x < -bound ? -bound : x;
-  return x > bound ? bound : x;
-}
 
 // S reads and writes what is like the sample, O what is like the model's output.
 template <class S, class O>
@@ -172,70 +71,6 @@ struct Step {
         copy(a.copies == 2 ? a.rows : 0) {}
 };
 
-template <class M>
-__device__ __forceinline__ M load_guidance(const variate_tensor& tensor, double value) {
-  return tensor.data ? load_row<M>(tensor, 0) : static_cast<M>(value);
-}
-
-template <class M>
-__device__ __forceinline__ Quad<M> guide(const Quad<M>& conditional, const Quad<M>& unconditional, M guidance) {
-  Quad<M> m;
-#pragma unroll
-  for (int i = 0; i < 4; ++i) {
-    m.x[i] = math::fma(guidance, conditional.x[i] - unconditional.x[i], unconditional.x[i]);
-  }
-  return m;
-}
-
-template <class M, class C>
-__device__ __forceinline__ void scale_noise(Quad<M>& n, const Quad<M>& v, variate_denoise_variance kind, const C& c) {
-  if (kind == VARIATE_VARIANCE_LEARNED) {
-#pragma unroll
-    for (int i = 0; i < 4; ++i) n.x[i] *= math::sqrt(v.x[i]);
-  } else {
-    const auto least = c[VARIATE_DENOISE_MIN_LOG_VARIANCE], most = c[VARIATE_DENOISE_MAX_LOG_VARIANCE];
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      const M low = each(least, i), share = math::fma(M(0.5), v.x[i], M(0.5));
-      n.x[i] *= math::exp(M(0.5) * math::fma(share, each(most, i) - low, low));
-    }
-  }
-}
-
-// Every block of a launch takes a ticket when it has read its counters; the one that takes the last adds 1 to them.
-struct Ticket {
-  int64_t* counter;
-  int64_t count;  // of counters
-  int64_t step;
-
-  __device__ __forceinline__ bool take() const {
-    __threadfence();
-    const auto tickets = reinterpret_cast<unsigned long long*>(counter + 1);
-    const bool last = atomicAdd(tickets, 1ull) == gridDim.x - 1;
-    __threadfence();
-    return last;
-  }
-
-  // Of one counter, which thread 0 advances while the others work.
-  __device__ __forceinline__ void advance_one() const {
-    if (threadIdx.x != 0 || !take()) return;
-    counter[0] = step + 1;
-    counter[1] = 0;
-  }
-
-  // Of one for each row, at the end.
-  __device__ __forceinline__ void advance_all() const {
-    __syncthreads();
-    if (threadIdx.x >= 32) return;
-    const int last = __shfl_sync(0xffffffffu, threadIdx.x == 0 && take(), 0);
-    if (!last) return;
-    __threadfence();
-    for (int64_t i = threadIdx.x; i < count; i += 32) ++counter[2 * i];
-    __syncwarp();
-    if (threadIdx.x == 0) counter[1] = 0;
-  }
-};
-
 // With `first` only x0, not clipped, which goes to its buffer; and `zeros` words of memory are cleared.
 template <class S, class O, Rows kind, bool first>
 __global__ void __launch_bounds__(block_threads, sizeof(typename S::Math) == 8 ? 1 : 3)
@@ -261,7 +96,9 @@ __global__ void __launch_bounds__(block_threads, sizeof(typename S::Math) == 8 ?
     const int count = plane.count(at);
     const Coefficients<M, kind> c(a.table, shared, at.row, at.quad, count);
     const bool has_state = !first && a.state_out.present();
-    const auto also = [&](int column, int state_column) { return reads(c[column]) || (has_state && reads(c[state_column])); };
+    const auto also = [&](int column, int state_column) {
+      return reads(c[column]) || (has_state && reads(c[state_column]));
+    };
     bool want_sample = reads(c[VARIATE_DENOISE_X0_SAMPLE]), want_output = reads(c[VARIATE_DENOISE_X0_OUTPUT]);
     bool want_noise = reads(c[VARIATE_DENOISE_X0_NOISE]);
     typename S::Raw raw_state{}, raw_history[VARIATE_DENOISE_HISTORY]{};
@@ -389,77 +226,6 @@ __global__ void __launch_bounds__(block_threads, sizeof(typename S::Math) == 8 ?
   if (!first && a.counter && !one_counter) ticket.advance_all();
 }
 
-// Rescaled guidance: the moments of the conditional and of the guided output, in float64.
-struct Moments {
-  double sum[2];
-  double squares[2];
-
-  __device__ __forceinline__ Moments operator+(const Moments& o) const {
-    return {{sum[0] + o.sum[0], sum[1] + o.sum[1]}, {squares[0] + o.squares[0], squares[1] + o.squares[1]}};
-  }
-};
-
-__device__ __forceinline__ Moments shuffle_xor(const Moments& value, int mask) {
-  using cuda::shuffle_xor;
-  return {{shuffle_xor(value.sum[0], mask), shuffle_xor(value.sum[1], mask)},
-          {shuffle_xor(value.squares[0], mask), shuffle_xor(value.squares[1], mask)}};
-}
-
-__device__ __forceinline__ Moments sum_of(const RowPlan& plan, const Moments& value) {
-  return combine_threads(plan, value, [](const Moments& a, const Moments& b) { return a + b; });
-}
-
-__device__ __forceinline__ double rescale_factor(const Moments& moments, int64_t cols, double rescale) {
-  double about_mean[2];
-#pragma unroll
-  for (int i = 0; i < 2; ++i) {
-    const double sum = moments.sum[i];
-    about_mean[i] = moments.squares[i] - sum * sum / static_cast<double>(cols);
-    if (about_mean[i] < 0.0) about_mean[i] = 0.0;
-  }
-  return rescale * math::sqrt(about_mean[0] / about_mean[1]) + (1.0 - rescale);
-}
-
-template <class M, class O>
-__global__ void __launch_bounds__(block_threads)
-    moments_kernel(RowPlan plan, int64_t cols, O output, O unconditional, variate_tensor guidance_tensor,
-                   double guidance_value, double rescale, Moments* partial, double* factors) {
-  const RowShare share = row_share(plan);
-  const M guidance = load_guidance<M>(guidance_tensor, guidance_value);
-  Moments moments{};
-  for (int64_t quad = share.first; quad < share.end; quad += plan.threads()) {
-    const int count = quad_count(cols, quad);
-    const typename O::Raw raw_output = output.fetch(share.row, quad, count);
-    const typename O::Raw raw_unconditional = unconditional.fetch(share.row, quad, count);
-    const Quad<M> conditional = O::unpack(raw_output);
-    const Quad<M> guided = guide(conditional, O::unpack(raw_unconditional), guidance);
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      if (i >= count) continue;
-      const double c = conditional.x[i], m = guided.x[i];
-      moments = moments + Moments{{c, m}, {c * c, m * m}};
-    }
-  }
-  moments = sum_of(plan, moments);
-  if (!share.leader) return;
-  if (plan.chunks == 1) {
-    factors[share.row] = rescale_factor(moments, cols, rescale);
-  } else {
-    partial[share.row * plan.chunks + share.chunk] = moments;
-  }
-}
-
-__global__ void __launch_bounds__(block_threads)
-    factor_kernel(RowPlan plan, int64_t cols, double rescale, const Moments* __restrict__ partial, double* factors) {
-  const RowShare share = row_share(plan);
-  Moments moments{};
-  for (int64_t chunk = share.first; chunk < share.end; chunk += plan.threads()) {
-    moments = moments + partial[share.row * plan.quads + chunk];
-  }
-  moments = sum_of(plan, moments);
-  if (share.leader) factors[share.row] = rescale_factor(moments, cols, rescale);
-}
-
 bool rescales(const Args& a) { return a.rescale > 0.0 && a.unconditional.data; }
 
 RowPlan moments_plan(const Args& a) { return RowPlan(a.rows, (a.cols + 3) / 4); }
@@ -500,9 +266,8 @@ variate_status find_factors(const Args& a, const Workspace& workspace) {
   const RowPlan plan = moments_plan(a);
   Moments* const partial = Workspace::at<Moments>(a, workspace.partial);
   double* const factors = Workspace::at<double>(a, workspace.factors);
-  const variate_status status =
-      launch(a.execution, moments_kernel<M, O>, plan.blocks(), plan, a.cols, O(a.output), O(a.unconditional),
-             a.guidance, a.guidance_value, a.rescale, partial, factors);
+  const variate_status status = launch(a.execution, moments_kernel<M, O>, plan.blocks(), plan, a.cols, O(a.output),
+                                       O(a.unconditional), a.guidance, a.guidance_value, a.rescale, partial, factors);
   if (status != VARIATE_OK || plan.chunks == 1) return status;
   const RowPlan sums = RowPlan::whole(a.rows, plan.chunks);
   return launch(a.execution, factor_kernel, sums.blocks(), sums, a.cols, a.rescale,

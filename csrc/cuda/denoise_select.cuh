@@ -25,7 +25,9 @@ template <class M>
 inline constexpr int magnitude_bits = sizeof(M) * 8 - 1;
 
 // |x|; any NaN is the greatest of all.
-__device__ __forceinline__ uint32_t magnitude(float x) { return x != x ? 0x7fffffffu : __float_as_uint(x) & 0x7fffffffu; }
+__device__ __forceinline__ uint32_t magnitude(float x) {
+  return x != x ? 0x7fffffffu : __float_as_uint(x) & 0x7fffffffu;
+}
 __device__ __forceinline__ uint64_t magnitude(double x) {
   constexpr uint64_t mask = 0x7fffffffffffffffu;
   return x != x ? mask : static_cast<uint64_t>(__double_as_longlong(x)) & mask;
@@ -158,9 +160,8 @@ __global__ void __launch_bounds__(select_threads) select_kernel(Quantiles q, con
 
 // One pass, `blocks` blocks a row. `totals` [rows, 2, digits] is 0 before and after.
 template <class M>
-__global__ void __launch_bounds__(select_threads)
-    count_kernel(Quantiles q, const M* __restrict__ x0, int blocks, int shift, int width, Found* found,
-                 uint32_t* totals) {
+__global__ void __launch_bounds__(select_threads) count_kernel(Quantiles q, const M* __restrict__ x0, int blocks,
+                                                               int shift, int width, Found* found, uint32_t* totals) {
   __shared__ Counts counts;
   __shared__ bool last;
   const int64_t row = blockIdx.x / blocks;
