@@ -39,9 +39,11 @@ def interpreted():
 @pytest.fixture
 def long_samples(interpreted):
     """Samples of 1500 elements take the path of those that fit into no program; float64 ones of 300."""
-    interpreted.set("denoise", WHOLE=1024, COUNT_TILE=512, COUNT_PROGRAMS=2, MOMENT_STEPS=1)
+    interpreted.set("denoise", WHOLE=1024)
+    interpreted.set("denoise_rows", COUNT_TILE=512, COUNT_PROGRAMS=2, MOMENT_STEPS=1)
     yield
-    interpreted.set("denoise", WHOLE=16384, COUNT_TILE=4096, COUNT_PROGRAMS=512, MOMENT_STEPS=16)
+    interpreted.set("denoise", WHOLE=16384)
+    interpreted.set("denoise_rows", COUNT_TILE=4096, COUNT_PROGRAMS=512, MOMENT_STEPS=16)
 
 
 class Call(NamedTuple):

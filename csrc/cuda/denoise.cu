@@ -73,7 +73,7 @@ struct Step {
 
 // With `first` only x0, not clipped, which goes to its buffer; and `zeros` words of memory are cleared.
 template <class S, class O, Rows kind, bool first>
-__global__ void __launch_bounds__(block_threads, sizeof(typename S::Math) == 8 ? 1 : 3)
+__global__ void __launch_bounds__(block_threads, sizeof(typename S::Math) == 8 ? 1 : S::dense ? 4 : 3)
     step_kernel(Plane plane, Step<S, O> a, uint32_t* cleared, int64_t zeros) {
   using M = typename S::Math;
   __shared__ M shared[VARIATE_DENOISE_COLUMNS];
