@@ -73,7 +73,9 @@ struct Step {
 
 // With `first` only x0, not clipped, which goes to its buffer; and `zeros` words of memory are cleared.
 template <class S, class O, Rows kind, bool first>
-__global__ void __launch_bounds__(block_threads, sizeof(typename S::Math) == 8 ? 1 : S::dense ? 4 : 3)
+__global__ void __launch_bounds__(block_threads, sizeof(typename S::Math) == 8 ? 1
+                                                 : S::dense                    ? 4
+                                                                               : 3)
     step_kernel(Plane plane, Step<S, O> a, uint32_t* cleared, int64_t zeros) {
   using M = typename S::Math;
   __shared__ M shared[VARIATE_DENOISE_COLUMNS];
@@ -90,7 +92,7 @@ __global__ void __launch_bounds__(block_threads, sizeof(typename S::Math) == 8 ?
   }
 
   const bool draws = a.noise.key && !a.drawn.present();
-  const Stream<S::dense && kind == Rows::one> stream(a.noise);
+  const Stream<S::dense && kind == Rows::one> stream(a.noise, draws ? load_key(a.noise, 0) : math::Key{});
   const M guidance = load_guidance<M>(a.guidance, a.guidance_value);
   for (Position at = plane.start(thread_index()); plane.contains(at); at = plane.next(at)) {
     const int count = plane.count(at);

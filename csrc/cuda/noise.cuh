@@ -20,8 +20,8 @@ struct Stream {
   variate_noise noise;
   math::Key key;
 
-  __device__ __forceinline__ explicit Stream(const variate_noise& noise)
-      : noise(noise), key(noise.key ? load_key(noise, 0) : math::Key{}) {}
+  __device__ __forceinline__ explicit Stream(const variate_noise& noise) : Stream(noise, load_key(noise, 0)) {}
+  __device__ __forceinline__ Stream(const variate_noise& noise, const math::Key& key) : noise(noise), key(key) {}
 
   __device__ __forceinline__ math::Key key_of(int64_t row) const {
     if constexpr (one_key) return key;
