@@ -153,8 +153,8 @@ def bound_of(low, high, nan, weight, clip, DTYPE: tl.constexpr):
     w = tl.zeros_like(low) + number(weight, DTYPE)
     q = tl.where((w == 0.0) | (low == high), low, low + w * (high - low))
     most = tl.zeros_like(low) + number(clip, DTYPE)
-    q = tl.where((most > 0.0) & (q > most), most, q)
-    return tl.where(nan, float("nan"), tl.where(q < 1.0, 1.0, q))
+    q = tl.where(q < 1.0, 1.0, q)
+    return tl.where(nan, float("nan"), tl.where((most > 0.0) & (q > most), most, q))
 
 
 # What a launch leaves for the next, int64 for each row: the digits and the rank in what they leave, of two order

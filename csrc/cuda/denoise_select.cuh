@@ -69,8 +69,8 @@ __device__ void store_threshold(const Quantiles& q, int64_t row, const Found& fo
   const M high = number_of(static_cast<Magnitude<M>>(found.bits[1]));
   const M weight = static_cast<M>(q.weight);
   double value = weight == M(0) || low == high ? low : low + weight * (high - low);
-  if (q.clip > 0.0 && value > q.clip) value = q.clip;
   if (value < 1.0) value = 1.0;
+  if (q.clip > 0.0 && value > q.clip) value = q.clip;
   q.thresholds[row] = found.nans ? __longlong_as_double(0x7ff8000000000000) : value;
 }
 
