@@ -2,7 +2,7 @@
 
 from .bound import importance_weighted_bound
 from .categorical import categorical_kl, categorical_kl_backward, categorical_nll, categorical_nll_backward
-from .denoise import denoise_step, denoise_step_counted
+from .denoise import denoise_step, denoise_step_full
 from .diffusion import denoising_loss, denoising_loss_backward, noise_and_target
 from .elbo import (
     bernoulli_kl,
@@ -61,7 +61,7 @@ __all__ = [
     "categorical_nll",
     "categorical_nll_backward",
     "denoise_step",
-    "denoise_step_counted",
+    "denoise_step_full",
     "denoising_loss",
     "denoising_loss_backward",
     "discretized_logistic_mixture_nll",

@@ -356,34 +356,16 @@ def denoise_step(
     history_2: Tensor | None = None,
     state: Tensor | None = None,
     first_sample: int = 0,
-    rows: Tensor | None = None,
-    unconditional: Tensor | None = None,
-    guidance: Tensor | None = None,
-    rescale: float = 0.0,
-    quantile: float = 0.0,
-    variance: Tensor | None = None,
-    variance_kind: int = 0,
-    drawn: Tensor | None = None,
 ) -> list[Tensor]:
     """variate::denoise_step"""
     results = _run(
         None, sample, output, coefficients, row, clip, wanted, key, step, history_0, history_1, history_2, state,
-        first_sample, rows, unconditional, guidance, rescale, quantile, variance, variance_kind, drawn,
+        first_sample, None, None, None, 0.0, 0.0, None, 0, None,
     )  # fmt: skip
     return [result for result in results if result is not None]
 
 
-def denoise_step_counted(
-    counter: Tensor,
-    sample: Tensor,
-    output: Tensor,
-    coefficients: Tensor,
-    row: int,
-    clip: float,
-    wanted: int,
-    key: Tensor | None,
-    *others: Any,
-) -> tuple[Tensor, ...]:
-    """variate::denoise_step_counted"""
-    results = _run(counter, sample, output, coefficients, row, clip, wanted, key, 0, *others)
+def denoise_step_full(counter: Tensor | None, sample: Tensor, *others: Any) -> tuple[Tensor, ...]:
+    """variate::denoise_step_full"""
+    results = _run(counter, sample, *others)
     return tuple(sample.new_empty(0) if result is None else result for result in results)

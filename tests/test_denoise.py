@@ -77,9 +77,10 @@ def case(name: str, args: tuple[str, ...], tab: Table, outputs: tuple[str, ...] 
         )
         step = (sample, output, tab.coefficients.to(sample.device), 1, tab.clip or 0.0, wanted, k, 0, *past, *rest)
         counter = torch.tensor([7, 0], device=sample.device)
-        counted = (counter, *step[:7], *step[8:])
         ops = torch.ops.variate
-        return [(ops.denoise_step.default, step), (ops.denoise_step_counted.default, counted)]
+        calls = [(ops.denoise_step_full.default, (None, *step)), (ops.denoise_step_full.default, (counter, *step))]
+        plain = tab.variance is None and "unconditional" not in named
+        return [*calls, (ops.denoise_step.default, step[:13])] if plain else calls
 
     given = (Arg("sample", differentiable=False), Arg("output", differentiable=False))
     others = tuple(Arg(n, (values or {}).get(n, lambda x: x), differentiable=False) for n in args)

@@ -78,15 +78,14 @@ class Call(NamedTuple):
 
     def by(self, ops: Any) -> list[torch.Tensor]:
         """The results of the op that this is a call of."""
-        if self.counter is None:
-            return ops.denoise_step(*self[:-1])
+        short = Call._fields.index("rows")
+        if not any(isinstance(x, torch.Tensor) or x for x in self[short:]):
+            return ops.denoise_step(*self[:short])
         wanted = [True, *(bool(self.wanted >> bit & 1) for bit in range(4))]
-        return [x for x, w in zip(ops.denoise_step_counted(*self.counted()), wanted, strict=True) if w]
+        return [x for x, w in zip(ops.denoise_step_full(*self.full()), wanted, strict=True) if w]
 
-    def counted(self) -> tuple[Any, ...]:
-        arguments = self._asdict()
-        del arguments["counter"], arguments["step"]
-        return self.counter, *arguments.values()
+    def full(self) -> tuple[Any, ...]:
+        return self[-1], *self[:-1]
 
     @property
     def history(self) -> list[torch.Tensor]:
@@ -287,7 +286,7 @@ def test_the_counter_is_the_step_and_advances(interpreted, cols):
     call = call._replace(coefficients=call.coefficients * (torch.arange(26) < 6) + 0.5 * (torch.arange(26) == 10))
     for counter, steps in ((torch.tensor([9, 0]), [9, 9, 9]), (torch.tensor([[3, 0], [8, 0], [2**32, 0]]), [3, 8, 0])):
         counted = call._replace(counter=counter.clone())
-        result = interpreted.filled("denoise_step_counted", *counted.counted())[0]
+        result = interpreted.filled("denoise_step_full", *counted.full())[0]
         expected = counter.clone()
         expected[..., 0] += 1
         assert torch.equal(result, expected)
@@ -300,9 +299,9 @@ def test_the_counter_is_the_step_and_advances(interpreted, cols):
 def test_a_row_without_noise_advances_the_counter_too(interpreted):
     for key in (None, torch.tensor([1, 2])):
         call = make((3, 2000), row=3, key=key, counter=torch.tensor([4, 0]))
-        assert interpreted.filled("denoise_step_counted", *call.counted())[0].tolist() == [5, 0]
+        assert interpreted.filled("denoise_step_full", *call.full())[0].tolist() == [5, 0]
     empty = make((0, 5), counter=torch.tensor([4, 0]))
-    assert interpreted.filled("denoise_step_counted", *empty.counted())[0].tolist() == [5, 0]
+    assert interpreted.filled("denoise_step_full", *empty.full())[0].tolist() == [5, 0]
 
 
 def test_keys_of_samples(interpreted):

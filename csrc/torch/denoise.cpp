@@ -131,23 +131,20 @@ std::vector<Tensor> run(const OptionalTensor& counter, const Tensor& sample, con
 std::vector<Tensor> denoise_step(Tensor sample, Tensor output, Tensor coefficients, int64_t row, double clip,
                                  int64_t wanted, OptionalTensor key, int64_t step, OptionalTensor history_0,
                                  OptionalTensor history_1, OptionalTensor history_2, OptionalTensor state,
-                                 int64_t first_sample, OptionalTensor rows, OptionalTensor unconditional,
-                                 OptionalTensor guidance, double rescale, double quantile, OptionalTensor variance,
-                                 int64_t variance_kind, OptionalTensor drawn) {
+                                 int64_t first_sample) {
   return run({}, sample, output, coefficients, row, clip, wanted, key, step, history_0, history_1, history_2, state,
-             first_sample, rows, unconditional, guidance, rescale, quantile, variance, variance_kind, drawn);
+             first_sample, {}, {}, {}, 0.0, 0.0, {}, VARIATE_VARIANCE_FIXED, {});
 }
 
-// The same where a tensor counts the steps. torch.compile wants an op that changes an argument to return a fixed number
-// of tensors: what is not wanted is empty.
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> denoise_step_counted(
-    Tensor counter, Tensor sample, Tensor output, Tensor coefficients, int64_t row, double clip, int64_t wanted,
-    OptionalTensor key, OptionalTensor history_0, OptionalTensor history_1, OptionalTensor history_2,
+// torch.compile wants an op that changes an argument to return a fixed number of tensors: what is not wanted is empty.
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> denoise_step_full(
+    OptionalTensor counter, Tensor sample, Tensor output, Tensor coefficients, int64_t row, double clip, int64_t wanted,
+    OptionalTensor key, int64_t step, OptionalTensor history_0, OptionalTensor history_1, OptionalTensor history_2,
     OptionalTensor state, int64_t first_sample, OptionalTensor rows, OptionalTensor unconditional,
     OptionalTensor guidance, double rescale, double quantile, OptionalTensor variance, int64_t variance_kind,
     OptionalTensor drawn) {
   const std::vector<Tensor> found =
-      run(counter, sample, output, coefficients, row, clip, wanted, key, 0, history_0, history_1, history_2, state,
+      run(counter, sample, output, coefficients, row, clip, wanted, key, step, history_0, history_1, history_2, state,
           first_sample, rows, unconditional, guidance, rescale, quantile, variance, variance_kind, drawn);
   std::size_t at = 1;
   const auto result = [&](int bit) { return wanted & bit ? found[at++] : nothing(sample); };
@@ -158,24 +155,24 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> denoise_step_counted(
 }  // namespace
 
 STABLE_TORCH_LIBRARY_FRAGMENT(variate, library) {
-  // What few calls need comes last, with a default: an argument that is not passed costs nothing.
+  // What most steps need, and the whole: an argument costs a call about what a small addition does, but for those at
+  // the end that are not passed.
   library.def(
       "denoise_step(Tensor sample, Tensor output, Tensor coefficients, SymInt row, float clip=0., int wanted=0, "
       "Tensor? key=None, SymInt step=0, Tensor? history_0=None, Tensor? history_1=None, Tensor? history_2=None, "
-      "Tensor? state=None, SymInt first_sample=0, Tensor? rows=None, Tensor? unconditional=None, "
-      "Tensor? guidance=None, float rescale=0., float quantile=0., Tensor? variance=None, int variance_kind=0, "
-      "Tensor? drawn=None) -> Tensor[]");
+      "Tensor? state=None, SymInt first_sample=0) -> Tensor[]");
   library.def(
-      "denoise_step_counted(Tensor(a!) counter, Tensor sample, Tensor output, Tensor coefficients, SymInt row, "
-      "float clip, int wanted, Tensor? key, Tensor? history_0, Tensor? history_1, Tensor? history_2, Tensor? state, "
-      "SymInt first_sample, Tensor? rows, Tensor? unconditional, Tensor? guidance, float rescale, float quantile, "
-      "Tensor? variance, int variance_kind, Tensor? drawn) -> (Tensor, Tensor, Tensor, Tensor, Tensor)");
+      "denoise_step_full(Tensor(a!)? counter, Tensor sample, Tensor output, Tensor coefficients, SymInt row, "
+      "float clip, int wanted, Tensor? key, SymInt step, Tensor? history_0, Tensor? history_1, Tensor? history_2, "
+      "Tensor? state, SymInt first_sample, Tensor? rows, Tensor? unconditional, Tensor? guidance, float rescale, "
+      "float quantile, Tensor? variance, int variance_kind, Tensor? drawn) "
+      "-> (Tensor, Tensor, Tensor, Tensor, Tensor)");
 }
 
 template <class Library>
 static void implement(Library& library) {
   library.impl("denoise_step", TORCH_BOX(&denoise_step));
-  library.impl("denoise_step_counted", TORCH_BOX(&denoise_step_counted));
+  library.impl("denoise_step_full", TORCH_BOX(&denoise_step_full));
 }
 
 STABLE_TORCH_LIBRARY_IMPL(variate, CPU, library) { implement(library); }

@@ -133,15 +133,13 @@ SCHEMAS = {
     "denoise_step": (
         "(Tensor sample, Tensor output, Tensor coefficients, SymInt row, float clip=0., int wanted=0, Tensor? key=None,"
         " SymInt step=0, Tensor? history_0=None, Tensor? history_1=None, Tensor? history_2=None, Tensor? state=None,"
-        " SymInt first_sample=0, Tensor? rows=None, Tensor? unconditional=None, Tensor? guidance=None,"
-        " float rescale=0., float quantile=0., Tensor? variance=None, int variance_kind=0, Tensor? drawn=None)"
-        " -> Tensor[]"
+        " SymInt first_sample=0) -> Tensor[]"
     ),
-    "denoise_step_counted": (
-        "(Tensor(a!) counter, Tensor sample, Tensor output, Tensor coefficients, SymInt row, float clip, int wanted,"
-        " Tensor? key, Tensor? history_0, Tensor? history_1, Tensor? history_2, Tensor? state, SymInt first_sample,"
-        " Tensor? rows, Tensor? unconditional, Tensor? guidance, float rescale, float quantile, Tensor? variance,"
-        " int variance_kind, Tensor? drawn) -> (Tensor, Tensor, Tensor, Tensor, Tensor)"
+    "denoise_step_full": (
+        "(Tensor(a!)? counter, Tensor sample, Tensor output, Tensor coefficients, SymInt row, float clip, int wanted,"
+        " Tensor? key, SymInt step, Tensor? history_0, Tensor? history_1, Tensor? history_2, Tensor? state,"
+        " SymInt first_sample, Tensor? rows, Tensor? unconditional, Tensor? guidance, float rescale, float quantile,"
+        " Tensor? variance, int variance_kind, Tensor? drawn) -> (Tensor, Tensor, Tensor, Tensor, Tensor)"
     ),
     "linear_bernoulli_nll": _LINEAR_NLL,
     "linear_bernoulli_nll_backward": _LINEAR_NLL_BACKWARD,

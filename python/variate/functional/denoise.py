@@ -99,12 +99,11 @@ def denoise_step(
     draws = noise is None and mask & NOISE != 0
     transformed = _gate.transformed_noise("denoise_step", key) if draws else _gate.transformed()
     key = _key.resolve(key, generator, first_sample, sample) if draws else None
-    arguments = _arguments(
+    name, arguments = _call(
         sample, model_output, table, row, unconditional, guidance, rescale, variance, history, state, noise,
         wanted, key, first_sample, first_step,
     )  # fmt: skip
-    counted = isinstance(first_step, Tensor)
-    op = _backend.select("denoise_step_counted" if counted else "denoise_step", sample)
+    op = _backend.select(name, sample)
     compiling, needs_grad = torch.compiler.is_compiling(), _gate.needs_grad(sample, *given)
     if op is not None and not (transformed or compiling or needs_grad):
         try:
@@ -128,7 +127,7 @@ def denoise_step(
     return _denoised(_gate.apply(_DenoiseStep, kernel, again, sample, *given), wanted)
 
 
-def _arguments(
+def _call(
     sample: Tensor,
     model_output: Tensor,
     table: Table,
@@ -144,25 +143,34 @@ def _arguments(
     key: Tensor | None,
     first_sample: int,
     first_step: int | Tensor,
-) -> list[Any]:
-    """The op's arguments from the first on: those at its end that are not passed cost nothing."""
-    index, rows = (0, row) if isinstance(row, Tensor) else (row, None)
-    arguments: list[Any] = [sample, model_output, table.coefficients, index, table.clip or 0.0, wanted, key]
-    counted = isinstance(first_step, Tensor)
-    arguments = [first_step, *arguments] if counted else [*arguments, first_step]
-    rare = rows is not None or unconditional is not None or variance is not None or noise is not None
-    if rare or counted or history or state is not None or first_sample or table.quantile is not None:
+) -> tuple[str, list[Any]]:
+    """The name of the op, and its arguments. Those at the end of the short one that are not passed cost nothing."""
+    arguments: list[Any] = [sample, model_output, table.coefficients]
+    if (
+        isinstance(row, Tensor)
+        or isinstance(first_step, Tensor)
+        or table.quantile is not None
+        or unconditional is not None
+        or variance is not None
+        or noise is not None
+    ):
+        index, rows = (0, row) if isinstance(row, Tensor) else (row, None)
+        step, counter = (0, first_step) if isinstance(first_step, Tensor) else (first_step, None)
+        scale = None if unconditional is None else _scale(guidance, sample)
+        arguments += (index, table.clip or 0.0, wanted, key, step)
+        arguments += (*history, None, None, None)[: max(MOST_HISTORY, len(history))]
+        arguments += (state, first_sample, rows, unconditional, scale, rescale, table.quantile or 0.0)
+        arguments += (variance, VARIANCES[table.variance], noise)
+        return "denoise_step_full", [counter, *arguments]
+    arguments += (row, table.clip or 0.0, wanted, key, first_step)
+    if history or state is not None or first_sample:
         arguments += (*history, None, None, None)[: max(MOST_HISTORY, len(history))]
         arguments += (state, first_sample)
-    if rare or counted or table.quantile is not None:
-        scale = None if unconditional is None else _scale(guidance, sample)
-        arguments += (rows, unconditional, scale, rescale, table.quantile or 0.0)
-        arguments += (variance, VARIANCES[table.variance], noise)
-    return arguments
+    return "denoise_step", arguments
 
 
 def _denoised(results: Sequence[Tensor], wanted: int) -> Denoised:
-    """The results of an op: those that are wanted, or, of the one that counts, all."""
+    """The results of an op: those that are wanted, or, of the full one, all."""
     if len(results) == 1 + len(OUTPUTS):
         return Denoised(
             results[0], *[x if wanted & b else None for x, b in zip(results[1:], OUTPUTS.values(), strict=True)]
@@ -359,8 +367,8 @@ def _fake(
     return results
 
 
-@_backend.register("denoise_step_counted")
-def _(counter: Tensor, sample: Tensor, *others: Any) -> tuple[Tensor, ...]:
+@_backend.register("denoise_step_full")
+def _(counter: Tensor | None, sample: Tensor, *others: Any) -> tuple[Tensor, ...]:
     wanted = others[4]
     found = iter(_fake(sample, *others))
     first = next(found)

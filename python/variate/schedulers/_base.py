@@ -323,8 +323,11 @@ def run(
             step = plan.used
             if not isinstance(step, Tensor):
                 plan.used = step + 1
-    counted = isinstance(step, Tensor)
-    op = _backend.select("denoise_step_counted" if counted else "denoise_step", sample)
+    wanted = _WANTED[outputs]
+    name, arguments = denoise._call(
+        sample, model_output, table, row, None, None, 0.0, variance, history, state, noise, wanted, key, 0, step
+    )
+    op = _backend.select(name, sample)
     if (
         op is None
         or isinstance(row, Tensor)
@@ -344,10 +347,6 @@ def run(
             key=key,
             first_step=step,
         )
-    wanted = _WANTED[outputs]
-    arguments = denoise._arguments(
-        sample, model_output, table, row, None, None, 0.0, variance, history, state, noise, wanted, key, 0, step
-    )
     return denoise._denoised(op(*arguments), wanted)
 
 
