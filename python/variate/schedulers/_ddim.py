@@ -11,7 +11,7 @@ from torch import Tensor
 from .._table import Table
 from ..diffusion.ancestral import ddim_between
 from ..diffusion.levels import Levels
-from . import _base
+from . import _base, _noising
 
 
 class DDIMScheduler(_base.Fused, scheduling_ddim.DDIMScheduler):  # type: ignore[misc]
@@ -73,10 +73,10 @@ class DDIMScheduler(_base.Fused, scheduling_ddim.DDIMScheduler):  # type: ignore
         return _output(prev, x0) if return_dict else (prev, x0)
 
     def add_noise(self: Any, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-        return _base.add_noise_by_alphas(self, original_samples, noise, timesteps)
+        return _noising.add_noise_by_alphas(self, original_samples, noise, timesteps)
 
     def get_velocity(self: Any, sample: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-        return _base.velocity_by_alphas(self, sample, noise, timesteps)
+        return _noising.velocity_by_alphas(self, sample, noise, timesteps)
 
 
 _output = _base.output_maker(scheduling_ddim.DDIMSchedulerOutput, "prev_sample", "pred_original_sample")

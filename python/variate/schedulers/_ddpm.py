@@ -11,7 +11,7 @@ from torch import Tensor
 from .._table import Table
 from ..diffusion.ancestral import VARIANCE_TYPES, ddpm
 from ..diffusion.levels import Levels
-from . import _base
+from . import _base, _noising
 
 
 class DDPMScheduler(_base.Fused, scheduling_ddpm.DDPMScheduler):  # type: ignore[misc]
@@ -78,10 +78,10 @@ class DDPMScheduler(_base.Fused, scheduling_ddpm.DDPMScheduler):  # type: ignore
         return _output(prev, x0) if return_dict else (prev, x0)
 
     def add_noise(self: Any, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-        return _base.add_noise_by_alphas(self, original_samples, noise, timesteps)
+        return _noising.add_noise_by_alphas(self, original_samples, noise, timesteps)
 
     def get_velocity(self: Any, sample: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-        return _base.velocity_by_alphas(self, sample, noise, timesteps)
+        return _noising.velocity_by_alphas(self, sample, noise, timesteps)
 
 
 def _split(model_output: Tensor, sample: Tensor) -> tuple[Tensor, Tensor]:

@@ -10,7 +10,7 @@ from torch import Tensor
 from .._table import Table
 from ..diffusion.euler import euler, euler_ancestral
 from ..diffusion.levels import Levels
-from . import _base
+from . import _base, _noising
 
 _INF = float("inf")
 _CALM = (0.0, 0.0, _INF, 1.0)
@@ -70,10 +70,10 @@ class EulerDiscreteScheduler(_base.Fused, scheduling_euler_discrete.EulerDiscret
         return _output(prev, x0) if return_dict else (prev, x0)
 
     def add_noise(self: Any, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-        return _base.add_noise_by_sigmas(self, original_samples, noise, timesteps)
+        return _noising.add_noise_by_sigmas(self, original_samples, noise, timesteps)
 
     def get_velocity(self: Any, sample: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-        return _base.velocity_by_sigmas(self, sample, noise, timesteps)
+        return _noising.velocity_by_sigmas(self, sample, noise, timesteps)
 
 
 class EulerAncestralDiscreteScheduler(  # type: ignore[misc]
@@ -116,7 +116,7 @@ class EulerAncestralDiscreteScheduler(  # type: ignore[misc]
         return _output_ancestral(prev, x0) if return_dict else (prev, x0)
 
     def add_noise(self: Any, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-        return _base.add_noise_by_sigmas(self, original_samples, noise, timesteps)
+        return _noising.add_noise_by_sigmas(self, original_samples, noise, timesteps)
 
 
 _output = _base.output_maker(

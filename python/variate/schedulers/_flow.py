@@ -13,7 +13,7 @@ from torch import Tensor
 from .._table import COLUMN, Table
 from ..diffusion.heun import flow_euler, two_stages
 from ..diffusion.levels import Levels
-from . import _base, _chain
+from . import _base, _chain, _noising
 
 # taken now: patch.diffusers puts ours into the class, where super() would not find it
 _their_heun_step = scheduling_flow_match_heun_discrete.FlowMatchHeunDiscreteScheduler.step
@@ -90,8 +90,8 @@ class FlowMatchEulerDiscreteScheduler(  # type: ignore[misc]
         return table, torch.arange(sigma.numel(), device=timesteps.device).reshape(sigma.shape)
 
     def scale_noise(self: Any, sample: Any, timestep: Any, noise: Any = None) -> Any:
-        sigma = _base.sigmas_at(self, timestep).double()
-        return _base.scaled(1 - sigma, sample, sigma, noise)
+        sigma = _noising.sigmas_at(self, timestep).double()
+        return _noising.scaled(1 - sigma, sample, sigma, noise)
 
 
 class FlowMatchHeunDiscreteScheduler(  # type: ignore[misc]

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..diffusion.heun import two_stages
 from ..diffusion.levels import Levels
-from . import _base, _chain
+from . import _base, _chain, _noising
 
 _BOTH = _chain.DENOISED | _chain.SAVED
 
@@ -62,7 +62,7 @@ class HeunDiscreteScheduler(_base.Fused, scheduling_heun_discrete.HeunDiscreteSc
         return _output(prev, x0) if return_dict else (prev, x0)
 
     def add_noise(self: Any, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-        return _base.add_noise_by_sigmas(self, original_samples, noise, timesteps)
+        return _noising.add_noise_by_sigmas(self, original_samples, noise, timesteps)
 
 
 _output = _base.output_maker(

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..diffusion.ancestral import lcm
 from ..diffusion.levels import Levels
-from . import _base
+from . import _base, _noising
 
 
 class LCMScheduler(_base.Fused, scheduling_lcm.LCMScheduler):  # type: ignore[misc]
@@ -54,10 +54,10 @@ class LCMScheduler(_base.Fused, scheduling_lcm.LCMScheduler):  # type: ignore[mi
         return _output(prev, denoised) if return_dict else (prev, denoised)
 
     def add_noise(self: Any, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-        return _base.add_noise_by_alphas(self, original_samples, noise, timesteps)
+        return _noising.add_noise_by_alphas(self, original_samples, noise, timesteps)
 
     def get_velocity(self: Any, sample: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-        return _base.velocity_by_alphas(self, sample, noise, timesteps)
+        return _noising.velocity_by_alphas(self, sample, noise, timesteps)
 
 
 _output = _base.output_maker(scheduling_lcm.LCMSchedulerOutput, "prev_sample", "denoised")

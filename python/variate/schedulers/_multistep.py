@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..diffusion.levels import Levels
 from ..diffusion.multistep import dpm_solver_pp, dpm_solver_pp_singlestep, unipc
-from . import _base, _chain
+from . import _base, _chain, _noising
 
 # taken now: patch.diffusers puts ours into the class, where super() would not find it
 _their_unipc_step = scheduling_unipc_multistep.UniPCMultistepScheduler.step
@@ -265,11 +265,11 @@ def _mean(scheduler: Any, model_output: Tensor, sample: Tensor) -> Tensor:
 
 def add_noise_by_levels(scheduler: Any, original: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
     """alpha x0 + sigma noise."""
-    sigma = _base.sigmas_at(scheduler, timesteps).double()
+    sigma = _noising.sigmas_at(scheduler, timesteps).double()
     if scheduler.config.use_flow_sigmas:
-        return _base.scaled(1 - sigma, original, sigma, noise)
+        return _noising.scaled(1 - sigma, original, sigma, noise)
     alpha = (sigma**2 + 1).rsqrt()
-    return _base.scaled(alpha, original, alpha * sigma, noise)
+    return _noising.scaled(alpha, original, alpha * sigma, noise)
 
 
 _output = _base.output_maker(SchedulerOutput, "prev_sample")
