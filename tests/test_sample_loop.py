@@ -489,3 +489,22 @@ def test_samples_of_a_known_mixture(name, key):
     for side, mean in ((~right, means[0]), (right, means[1])):
         assert (found[side].mean(0) - mean).abs().max() < tolerance
         assert (found[side].std(0) - spread).abs().max() < tolerance
+
+
+def test_conditions_that_differ_are_tensors():
+    """Anything else cannot be joined: the unconditional half would be told the condition."""
+
+    def denoiser(x, timestep, *others, **named):
+        return x
+
+    for condition, unconditional in ((3, 0), ([1, 2], [0, 0]), ({"flag": True}, {"flag": False})):
+        with pytest.raises(ValueError, match=r"condition.*expected tensors with a row for each sample"):
+            sample(denoiser, (2, 2), "ddim", 1, condition=condition, unconditional=unconditional, guidance=2.0)
+    same = {"scale": 0.5}
+    assert sample(denoiser, (2, 2), "ddim", 1, condition=same, unconditional=same, guidance=2.0).shape == (2, 2)
+
+
+@pytest.mark.parametrize("said", [None, {"a": 1}, (), 3.0])
+def test_a_denoiser_that_returns_something_else(said):
+    with pytest.raises(TypeError, match="denoiser: expected it to return a tensor"):
+        sample(lambda x, t: said, (2, 2), "ddim", 1)

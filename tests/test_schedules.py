@@ -143,6 +143,7 @@ def test_every_schedule_adds_noise(betas, train_steps):
     [
         (lambda: NoiseSchedule(0), "train_steps: expected at least 1, got 0"),
         (lambda: NoiseSchedule(betas="quadratic"), "betas: expected one of linear"),
+        (lambda: NoiseSchedule(5, [0.1, 0.2]), "train_steps: expected 2, as there are so many betas, got 5"),
         (lambda: NoiseSchedule(betas=[0.1, 1.2]), r"betas: expected a list of numbers in \[0, 1\]"),
         (lambda: NoiseSchedule(beta_start=0.5, beta_end=0.1), "beta_start, beta_end"),
         (lambda: NoiseSchedule(1, zero_snr=True), "zero_snr: expected two timesteps"),

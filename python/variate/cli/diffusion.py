@@ -121,6 +121,7 @@ def train_diffusion(
 
 
 def sample_diffusion(
+    run: Path,
     out: Path,
     count: int,
     solver: str | None,
@@ -130,14 +131,18 @@ def sample_diffusion(
     seed: int,
     device: torch.device | str = "cpu",
 ) -> Tensor:
-    """Samples [count, 1, 28, 28] of the model in ``out`` as samples.png there, and how they came about as
+    """Samples [count, 1, 28, 28] of the model in ``run`` as samples.png in ``out``, and how they came about as
     denoising.png."""
-    tensors, metadata = checkpoint.load(out / "checkpoint.safetensors")
+    path = run / "checkpoint.safetensors"
+    if not path.exists():
+        raise CommandError(f"{path} is not there: python -m variate train diffusion --out {run} makes it")
+    tensors, metadata = checkpoint.load(path)
     own = metadata.get("settings", {})
     if own.get("model") != "diffusion":
-        raise CommandError(f"{out / 'checkpoint.safetensors'} is of another model: train diffusion makes one")
+        raise CommandError(f"{path} is of another model: train diffusion makes one")
     model = model_of(DiffusionSettings(**own)).to(device)
-    checkpoint.unpack(tensors, model, source=out)
+    checkpoint.unpack(tensors, model, source=run)
+    out.mkdir(parents=True, exist_ok=True)
     labels = torch.arange(count, device=device) % _CLASSES if label is None else torch.full((count,), label)
     return _pictures(model, labels.to(device), out, solver, steps, guidance, random.key(seed, device=device), True)
 
@@ -152,6 +157,7 @@ def add_sample_command(models: argparse._SubParsersAction[argparse.ArgumentParse
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     command.add_argument("--run", type=Path, required=True, metavar="DIR", help="the --out of train diffusion")
+    command.add_argument("--out", type=Path, default=None, metavar="DIR", help="of the pictures; the run's if left out")
     command.add_argument("--count", type=positive_int, default=100, help="digits")
     command.add_argument("--scheduler", choices=names, default=None, help="solver; dpmpp_2m if left out")
     command.add_argument("--steps", type=positive_int, default=_STEPS, help="of the solver")
@@ -168,13 +174,15 @@ def _run(args: argparse.Namespace) -> int:
         torch.set_num_threads(args.threads)
     device = device_of(args.device)
     require("matplotlib.image")
+    out = args.run if args.out is None else args.out
+    how = args.count, args.scheduler, args.steps, args.guidance, args.label, args.seed
     try:
-        sample_diffusion(args.run, args.count, args.scheduler, args.steps, args.guidance, args.label, args.seed, device)
+        sample_diffusion(args.run, out, *how, device)
     except ValueError as error:
         if isinstance(error, checkpoint.CheckpointError):
             raise
         raise CommandError(str(error)) from None
-    print(f"samples.png and denoising.png are in {args.run}")
+    print(f"samples.png and denoising.png are in {out}")
     return 0
 
 

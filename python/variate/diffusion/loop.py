@@ -57,15 +57,16 @@ def sample(
         denoiser: called with the input and the timesteps [B] (int64 where they are whole, else float32), and with
             ``condition``: a tensor as a third argument, a mapping as keyword arguments. It returns a tensor shaped as
             the input, or with twice the channels where the table has a learned variance; or an object with that as
-            ``.sample``.
+            ``.sample``. It must leave its input as it is, which may be the sample itself.
         shape: [B, ...] of the result.
         scheduler: a table, a scheduler of ``variate.schedulers``, or the name of a solver, whose table
             ``solver(scheduler, schedule, steps, prediction=prediction, **options)`` makes.
-        steps, schedule, prediction, options: for a name; a scheduler takes steps too.
+        steps, schedule, prediction, options: for a name; a scheduler takes steps too. Left out, steps are all that the
+            schedule has, which are 1000.
         condition: what the denoiser is told of each sample, tensors [B, ...].
         unconditional: the same for no condition, where there is guidance.
-        guidance: g, a float or a 0-d tensor. The denoiser gets 2 B rows, the unconditional ones first, and says u and
-            c: m = u + g (c - u). None: the conditional ones alone.
+        guidance: g, a float or a 0-d tensor, one for all samples. The denoiser gets 2 B rows, the unconditional ones
+            first, and says u and c: m = u + g (c - u). None: the conditional ones alone.
         rescale: of the guided output, toward the standard deviation of c, from 0 to 1 (Lin et al. 2024).
         start: [B, ...], the first sample in place of noise.
         key, generator, first_sample: as everywhere. The first sample is the normal of the key at step 0, row k's noise
@@ -197,9 +198,15 @@ class _Model:
 
     def __call__(self, inputs: Tensor, timestep: Tensor) -> Tensor:
         said = self.denoiser(inputs, timestep, *self.arguments, **self.named)
-        if not isinstance(said, Tensor):
-            said = said.sample if hasattr(said, "sample") else said[0]
-        return said
+        if isinstance(said, Tensor):
+            return said
+        found = said[0] if isinstance(said, (tuple, list)) and said else getattr(said, "sample", None)
+        if not isinstance(found, Tensor):
+            raise TypeError(
+                "denoiser: expected it to return a tensor, an object with one as .sample, or a tuple that begins with "
+                f"one, got {type(said).__name__}"
+            )
+        return found
 
 
 class _Steps:
@@ -303,6 +310,8 @@ def _plan(table: Table, device: torch.device) -> _Plan:
 
 
 def _size(shape: Sequence[int]) -> tuple[int, ...]:
+    if isinstance(shape, int):
+        raise TypeError(f"shape: expected [B, ...], a size for each dimension, got {shape}")
     size = tuple(shape)
     for count in size:
         check_count("shape", count, least=0)
@@ -365,9 +374,14 @@ def _conditions(
         for which, value in (("condition", with_), ("unconditional", without)):
             if isinstance(value, Tensor) and value.dim() and len(value) != count:
                 raise ValueError(f"{which}{name}: expected {count} rows, one for each sample, got {len(value)}")
-        if not guided or not isinstance(with_, Tensor) or not with_.dim():
+        if not guided or with_ is without:
             return with_
-        return torch.cat([without, with_])
+        if isinstance(with_, Tensor) and isinstance(without, Tensor) and with_.dim() and without.dim():
+            return torch.cat([without, with_])
+        raise ValueError(
+            f"condition{name}: expected tensors with a row for each sample, here and in unconditional, where the two "
+            f"differ and there is guidance; got {type(with_).__name__} and {type(without).__name__}"
+        )
 
     if condition is None:
         return (), {}

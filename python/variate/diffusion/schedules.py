@@ -25,7 +25,7 @@ class NoiseSchedule:
     abar_t = prod_{s <= t} (1 - beta_s).
 
     Args:
-        train_steps: T.
+        train_steps: T; left out 1000, or as many as the betas given.
         betas: "linear" in beta; "scaled_linear", linear in sqrt(beta); "sigmoid" of -6 to 6;
             or by abar(t), t from 0 to 1: "cosine" (also named "squaredcos_cap_v2") cos^2((t + 0.008) / 1.008 pi / 2),
             "exp" e^(-12 t), "laplace" with a log SNR that is Laplace distributed; or T numbers.
@@ -46,7 +46,7 @@ class NoiseSchedule:
 
     def __init__(
         self,
-        train_steps: int = 1000,
+        train_steps: int | None = None,
         betas: str | Sequence[float] | np.ndarray = "linear",
         *,
         beta_start: float = 1e-4,
@@ -57,7 +57,10 @@ class NoiseSchedule:
             betas = np.asarray(betas, dtype=np.float64)
             if betas.ndim != 1 or not len(betas) or not ((betas >= 0) & (betas <= 1)).all():
                 raise ValueError("betas: expected a list of numbers in [0, 1], or one of " + ", ".join(BETAS))
+            if train_steps not in (None, len(betas)):
+                raise ValueError(f"train_steps: expected {len(betas)}, as there are so many betas, got {train_steps}")
             train_steps = len(betas)
+        train_steps = 1000 if train_steps is None else train_steps
         check_count("train_steps", train_steps, least=1)
         if not 0 <= beta_start <= beta_end <= 1:
             raise ValueError(f"beta_start, beta_end: expected 0 <= start <= end <= 1, got {beta_start}, {beta_end}")

@@ -86,7 +86,8 @@ def loss_weight(
         raise ValueError(f"prediction: expected one of {', '.join(errors)}, got {prediction!r}")
     error = errors[prediction]  # sigma^2 times the prediction's error, by that of x0
     if weighting not in WEIGHTS:
-        raise ValueError(f"weighting: expected one of {', '.join(WEIGHTS)}, got {weighting!r}")
+        flow = "; it is one of a FlowSchedule" if weighting in DENSITIES else ""
+        raise ValueError(f"weighting: expected one of {', '.join(WEIGHTS)}, got {weighting!r}{flow}")
     if weighting == "uniform":
         return torch.ones_like(alpha, dtype=torch.float32)
     weight = {

@@ -181,6 +181,8 @@ def _denoised(results: Sequence[Tensor], wanted: int) -> Denoised:
 
 def _wanted(outputs: Sequence[str], copies: int) -> int:
     wanted = 0
+    if isinstance(outputs, str):
+        raise TypeError(f"outputs: expected a sequence of names, as ({outputs!r},), got a string")
     for name in outputs:
         if name not in OUTPUTS:
             raise ValueError(f"outputs: expected any of {', '.join(OUTPUTS)}, got {name!r}")

@@ -19,6 +19,7 @@ from ..diffusion.solvers import solver
 from ..diffusion.training import loss_weight, noising_table
 from ..functional import _key
 from ..functional._checks import FLOATING
+from ..functional._checks import categories as check_categories
 from ..functional._checks import count as check_count
 from ._settings import like
 from .denoisers import MLPDenoiser, UNetDenoiser
@@ -331,6 +332,7 @@ class Diffusion(nn.Module):
             raise ValueError(f"labels: expected shape {(count,)}, got {tuple(labels.shape)}")
         if labels.device != device:
             raise ValueError(f"labels: expected them on {device}, got {labels.device}")
+        check_categories("labels", labels, self.classes)
         return labels
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Diffusion:
