@@ -197,7 +197,7 @@ class Step {
 
   double threshold(int64_t row, Buffers<T>& b, T* magnitude) const {
     for_tiles_of(row, [&](const Tile& t) {
-      compute_x0(t, load_inputs(t, b, VARIATE_DENOISE_PREV_SAMPLE), b);
+      compute_x0(t, load_inputs(t, b, VARIATE_DENOISE_PREV_SAMPLE), b.x0.data);
       for (int64_t c = 0; c < t.cols; ++c) magnitude[t.col + c] = math::abs(b.x0.data[c]);
     });
     const double q = Quantile<T>(magnitude, a.cols)(a.quantile);
@@ -278,13 +278,13 @@ class Step {
   }
 
   // What the model says of x0, not clipped.
-  void compute_x0(const Tile& t, const Inputs<T>& in, Buffers<T>& b) const {
+  void compute_x0(const Tile& t, const Inputs<T>& in, T* x0) const {
     for_segments(t, [&](const Segment& s) {
       Sum<T>()
           .add(s.c[VARIATE_DENOISE_X0_SAMPLE], in.sample, s.begin)
           .add(s.c[VARIATE_DENOISE_X0_OUTPUT], in.output, s.begin)
           .add(s.c[VARIATE_DENOISE_X0_NOISE], in.noise, s.begin)
-          .write(b.x0.data + s.begin, s.count);
+          .write(x0 + s.begin, s.count);
     });
   }
 
@@ -300,30 +300,50 @@ class Step {
     }
   }
 
+  // The output, if there is one, that is x0 itself: x0 is then computed in its place.
+  const variate_tensor* output_of_x0(const Tile& t, const Inputs<T>& in) const {
+    const auto is_one = [&](int column) {
+      bool all = true;
+      for_segments(t, [&](const Segment& s) { all = all && s.c[column] == 1.0; });
+      return all;
+    };
+    if (a.denoised.data && !in.uses(VARIATE_DENOISE_DENOISED_SAMPLE) && is_one(VARIATE_DENOISE_DENOISED_X0)) {
+      return &a.denoised;
+    }
+    const bool others = in.uses(VARIATE_DENOISE_SAVED_SAMPLE) || in.uses(VARIATE_DENOISE_SAVED_OUTPUT);
+    return a.saved.data && !others && is_one(VARIATE_DENOISE_SAVED_X0) ? &a.saved : nullptr;
+  }
+
   void step(const Tile& t) const {
     Buffers<T> b;
     const Inputs<T> in = load_inputs(t, b, VARIATE_DENOISE_COLUMNS);
+    const variate_tensor* own = output_of_x0(t, in);
+    T* x0 = own ? target(*own, t, b.x0) : b.x0.data;
     if (in.uses(VARIATE_DENOISE_PREV_X0) || in.uses(VARIATE_DENOISE_SAVED_X0) || in.uses(VARIATE_DENOISE_STATE_X0) ||
         in.uses(VARIATE_DENOISE_DENOISED_X0)) {
-      compute_x0(t, in, b);
-      clip_x0(t, b.x0.data);
+      compute_x0(t, in, x0);
+      clip_x0(t, x0);
     }
-    const T* x0 = b.x0.data;
+    if (own) store(*own, t, x0);
     const auto past = [&in](Sum<T>& sum, const Segment& s, int state, int history) {
       sum.add(s.c[state], in.state, s.begin);
       for (int i = 0; i < VARIATE_DENOISE_HISTORY; ++i) sum.add(s.c[history + i], in.history[i], s.begin);
     };
-    write_output(a.denoised, t, b.result, [&](const Segment& s) {
-      return Sum<T>()
-          .add(s.c[VARIATE_DENOISE_DENOISED_SAMPLE], in.sample, s.begin)
-          .add(s.c[VARIATE_DENOISE_DENOISED_X0], x0, s.begin);
-    });
-    write_output(a.saved, t, b.result, [&](const Segment& s) {
-      return Sum<T>()
-          .add(s.c[VARIATE_DENOISE_SAVED_SAMPLE], in.sample, s.begin)
-          .add(s.c[VARIATE_DENOISE_SAVED_OUTPUT], in.output, s.begin)
-          .add(s.c[VARIATE_DENOISE_SAVED_X0], x0, s.begin);
-    });
+    if (own != &a.denoised) {
+      write_output(a.denoised, t, b.result, [&](const Segment& s) {
+        return Sum<T>()
+            .add(s.c[VARIATE_DENOISE_DENOISED_SAMPLE], in.sample, s.begin)
+            .add(s.c[VARIATE_DENOISE_DENOISED_X0], x0, s.begin);
+      });
+    }
+    if (own != &a.saved) {
+      write_output(a.saved, t, b.result, [&](const Segment& s) {
+        return Sum<T>()
+            .add(s.c[VARIATE_DENOISE_SAVED_SAMPLE], in.sample, s.begin)
+            .add(s.c[VARIATE_DENOISE_SAVED_OUTPUT], in.output, s.begin)
+            .add(s.c[VARIATE_DENOISE_SAVED_X0], x0, s.begin);
+      });
+    }
     write_output(a.state_out, t, b.result, [&](const Segment& s) {
       Sum<T> sum;
       sum.add(s.c[VARIATE_DENOISE_STATE_SAMPLE], in.sample, s.begin)
