@@ -73,6 +73,9 @@ class Table:
             a sample, clamped to [1, clip].
         variance: "learned" or "learned_range" where the noise is scaled by what the model says of the variance v:
             sqrt(v), or exp((min_log_variance + (v + 1) / 2 (max_log_variance - min_log_variance)) / 2).
+
+    Raises:
+        ValueError: coefficients of another dtype or width, an attribute out of range.
     """
 
     coefficients: Tensor

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from ..diffusion import SOLVERS, FlowSchedule, NoiseSchedule
 from ..models import Diffusion
 from . import images
 from ._arguments import CommandError, device_of, non_negative_float, positive_int, seed
+from .epochs import announce, epoch_bar, finite
 
 __all__ = ["DiffusionSettings", "add_sample_command", "sample_diffusion", "train_diffusion"]
 
@@ -62,7 +62,6 @@ def train_diffusion(
 ) -> list[dict[str, Any]]:
     """Train until ``epochs`` are done in all, from the checkpoint in ``out`` if any, with a grid of samples and a strip
     of how they come about after each; return the history."""
-    bars = require("rich.progress")
     require("matplotlib.image")  # rather now than after the first epoch
     console = require("rich.console").Console(highlight=False, soft_wrap=True)
     torch.manual_seed(settings.seed)
@@ -75,19 +74,8 @@ def train_diffusion(
     x, labels = _digits("train", device)
     held_out = _digits("validation", device)
 
-    if history:
-        console.print(f"resumed {out} after epoch {len(history)}")
-    if len(history) >= epochs:
-        console.print(f"nothing left to train: --epochs is {epochs}, those before the resume included")
-    with bars.Progress(
-        "{task.description}",
-        bars.BarColumn(),
-        bars.MofNCompleteColumn(),
-        bars.TimeRemainingColumn(),
-        console=console,
-        transient=True,
-        disable=not console.is_terminal,
-    ) as progress:
+    announce(console, out, len(history), epochs)
+    with epoch_bar(console) as progress:
         task = progress.add_task("")
         for epoch in range(len(history), epochs):
             order = random.uniform(len(x), key=random.fold_in(shuffle, epoch)).argsort(stable=True)
@@ -103,11 +91,7 @@ def train_diffusion(
                 model.update_average()
                 total += loss.detach() * len(rows)
                 progress.advance(task)
-            train_loss = total.item() / len(x)
-            if not math.isfinite(train_loss):
-                raise CommandError(
-                    f"the loss of epoch {epoch + 1} is {train_loss}: try a smaller --lr (it was not saved)"
-                )
+            train_loss = finite(total.item() / len(x), epoch + 1)
             with torch.no_grad():
                 validation = model(*held_out, key=validate).item()
             history.append({"epoch": epoch + 1, "train_loss": train_loss, "validation_loss": validation})

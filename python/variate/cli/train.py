@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -31,6 +30,7 @@ from ._arguments import (
 from .boltzmann import HIDDEN, RBMSettings, train_rbm
 from .diffusion import PREDICTIONS, DiffusionSettings, train_diffusion
 from .digits import BINARISATION, KINDS, Digits, evaluate, log_likelihood
+from .epochs import announce, epoch_bar, finite
 
 __all__ = ["Settings", "add_command", "train"]
 
@@ -171,7 +171,6 @@ def train(
 ) -> list[dict[str, Any]]:
     """Train until ``epochs`` are done in all, from the checkpoint in ``out`` if any; return the history. In the end
     report log p(x) from so many ``samples``, if any."""
-    progress_bar = require("rich.progress")
     require("matplotlib.image")  # rather now than after the first epoch
     console = require("rich.console").Console(highlight=False, soft_wrap=True)
 
@@ -187,19 +186,8 @@ def train(
     validation, test = digits.fixed("validation"), digits.fixed("test")
 
     console.print(f"binarisation: {BINARISATION}" if digits.kind == "binary" else f"digits: {digits.kind}")
-    if history:
-        console.print(f"resumed {out} after epoch {len(history)}")
-    if len(history) >= epochs:
-        console.print(f"nothing left to train: --epochs is {epochs}, those before the resume included")
-    with progress_bar.Progress(
-        "{task.description}",
-        progress_bar.BarColumn(),
-        progress_bar.MofNCompleteColumn(),
-        progress_bar.TimeRemainingColumn(),
-        console=console,
-        transient=True,
-        disable=not console.is_terminal,
-    ) as progress:
+    announce(console, out, len(history), epochs)
+    with epoch_bar(console) as progress:
         task = progress.add_task("")
         for epoch in range(len(history), epochs):
             batches = digits.epoch(epoch, settings.batch_size)
@@ -212,11 +200,7 @@ def train(
                 optimizer.step()
                 total += loss.detach() * len(x)
                 progress.advance(task)
-            train_loss = total.item() / sum(map(len, batches))
-            if not math.isfinite(train_loss):
-                raise CommandError(
-                    f"the loss of epoch {epoch + 1} is {train_loss}: try a smaller --lr (it was not saved)"
-                )
+            train_loss = finite(total.item() / sum(map(len, batches)), epoch + 1)
             elbo = evaluate(model, validation)
             history.append({"epoch": epoch + 1, "train_loss": train_loss, "validation_elbo": elbo})
             _save(out, settings, history, model, optimizer, validation)

@@ -91,6 +91,9 @@ def deis(
     Args:
         levels, timesteps, prediction, order, lower_order_final, clip, quantile: see there.
 
+    Raises:
+        ValueError: as :func:`lms`.
+
     Source: Zhang and Chen 2023, DEIS, in log rho.
     """
     return dpm_solver_pp(

@@ -160,6 +160,9 @@ class FlowSchedule:
         train_steps: T, what sigma = 1 is called to the model.
         shift: s.
 
+    Raises:
+        TypeError, ValueError: a number out of range.
+
     Source: Lipman et al. 2023; Liu et al. 2023; Esser et al. 2024 (shift).
     """
 
@@ -215,7 +218,11 @@ class FlowSchedule:
 def dynamic_shift(
     tokens: int, base_tokens: int = 256, most_tokens: int = 4096, base_shift: float = 0.5, most_shift: float = 1.15
 ) -> float:
-    """mu, linear in the number of an image's tokens through (base_tokens, base_shift) and (most_tokens, most_shift)."""
+    """mu, linear in the number of an image's tokens through (base_tokens, base_shift) and (most_tokens, most_shift).
+
+    Source: Esser et al. 2024, section 5.3, shift e^mu with the resolution; the numbers are those of FLUX.1 (Black
+    Forest Labs 2024).
+    """
     return base_shift + (most_shift - base_shift) * (tokens - base_tokens) / (most_tokens - base_tokens)
 
 

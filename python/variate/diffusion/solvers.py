@@ -102,6 +102,8 @@ def solver(
         TypeError: an option that the solver does not have.
         ValueError: an unknown solver or prediction, steps = 0 or more than the schedule has, a schedule that does not
             fit.
+
+    Source: that of each builder, as :func:`ddim`.
     """
     if name not in SOLVERS:
         raise ValueError(f"scheduler: expected one of {', '.join(SOLVERS)}, got {name!r}")

@@ -34,6 +34,9 @@ _LEAST = 1e-20  # of alpha^2 and sigma^2: at zero signal, or zero noise, a weigh
 def noising_table(alphas_cumprod: Tensor) -> Tensor:
     """float64 [T, 2]: (alpha, sigma) = (sqrt(abar), sqrt(1 - abar)) of each timestep, for ``noise_and_target``.
 
+    Args:
+        alphas_cumprod: abar, [T] in [0, 1].
+
     Source: Ho, Jain and Abbeel 2020, equation 4.
     """
     bar = torch.as_tensor(alphas_cumprod, dtype=torch.float64)
@@ -102,7 +105,10 @@ def loss_weight(
 
 def flow_weight(sigma: Tensor, weighting: str = "uniform") -> Tensor:
     """The weight of each sample's squared flow error at time sigma: 1, "sigma_sqrt" sigma^-2, or "cosmap"
-    2 / (pi (1 - 2 sigma + 2 sigma^2)). float32, finite at sigma = 0.
+    2 / (pi (1 - 2 sigma + 2 sigma^2)). float32 in the shape of sigma, finite at sigma = 0.
+
+    Raises:
+        ValueError: another weighting.
 
     Source: Esser et al. 2024, section 3.1.
     """
@@ -134,6 +140,9 @@ def sample_times(
 
     (1 - t, t) is then the level of flow matching.
 
+    Raises:
+        ValueError: another density, or what :mod:`variate.random` refuses of count and key.
+
     Source: Esser et al. 2024, section 3.1.
     """
     if density not in DENSITIES:
@@ -160,6 +169,9 @@ def lognormal_sigmas(
 ) -> Tensor:
     """float32 [count]: exp(mean + std n), the levels that EDM trains at.
 
+    Raises:
+        ValueError: what :mod:`variate.random` refuses of count and key.
+
     Source: Karras et al. 2022, table 1.
     """
     n = random.normal(count, key=key, generator=generator, device=device, dtype=torch.float32)
@@ -167,7 +179,10 @@ def lognormal_sigmas(
 
 
 class Preconditioning(NamedTuple):
-    """D(x) = c_skip x + c_out F(c_in x, c_noise), the denoiser D by the network F."""
+    """D(x) = c_skip x + c_out F(c_in x, c_noise), the denoiser D by the network F; each [B].
+
+    Source: Karras et al. 2022, equation 7.
+    """
 
     c_skip: Tensor
     c_out: Tensor
@@ -180,7 +195,7 @@ def edm_preconditioning(sigma: Tensor, sigma_data: float = 0.5) -> Preconditioni
     c_in = 1 / sqrt(sigma^2 + sigma_data^2), c_noise = log(sigma) / 4, each [B] in the dtype of sigma.
 
     What F is to say, (x0 - c_skip x) / c_out, is the target of ``noise_and_target(prediction="edm")``, whose squared
-    error has EDM's weight as it is.
+    error has EDM's weight as it is. sigma: [B] floating, above 0.
 
     Source: Karras et al. 2022, table 1.
     """

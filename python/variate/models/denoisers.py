@@ -22,6 +22,11 @@ class TimeEmbedding(nn.Module):
     Args:
         width: of the result, an even number.
         classes: how many, or None.
+
+    Raises:
+        TypeError, ValueError: a width that is not an even number of at least 2.
+
+    Source: Vaswani et al. 2017, section 3.5 (sinusoids); Ho et al. 2020 (of the timestep).
     """
 
     def __init__(self, width: int, classes: int | None = None) -> None:
@@ -53,6 +58,11 @@ class MLPDenoiser(nn.Module):
         hidden: units of each layer, an even number.
         layers: residual ones.
         classes: how many labels there are, or None.
+
+    Raises:
+        TypeError, ValueError: a number out of range.
+
+    Source: He et al. 2016 (residual layers); Ho et al. 2020 (the embedding, added).
     """
 
     def __init__(self, features: int, hidden: int = 256, layers: int = 3, classes: int | None = None) -> None:
@@ -84,6 +94,9 @@ class UNetDenoiser(nn.Module):
         multipliers: of the width at each resolution, of which each is half the last: H and W are divisible by
             2^(len(multipliers) - 1).
         classes: how many labels there are, or None.
+
+    Raises:
+        TypeError, ValueError: a number out of range, or sides that the resolutions do not divide.
 
     Source: Ronneberger et al. 2015; Ho et al. 2020.
     """
